@@ -1,0 +1,292 @@
+"""Every error that regiongate raises for a caller, in one tree.
+
+RegiongateError
+├── InvalidInput                 the request itself is wrong
+│   ├── UnknownRegion            no residency rule covers the RegionCode
+│   ├── UnknownDataset
+│   ├── UnknownColumn
+│   ├── InvalidValue             a value, key or tag that is missing, malformed or of the wrong type
+│   ├── InvalidPageToken
+│   └── PolicyRejected           a policy document, with all its findings
+├── RowNotFound
+├── RevisionNotFound             a policy revision or rollout that does not exist
+├── AccessDenied                 a residency or access rule says no
+├── NotOwnedHere                 the owner is elsewhere, and named
+├── MoveNotSupported             a policy that would move shards
+├── NoPolicy                     nothing has been applied yet
+├── Conflict                     read again, decide again
+│   ├── StaleEpoch
+│   ├── RevisionConflict
+│   └── VersionConflict
+├── Unavailable                  waiting helps
+│   ├── ShardUnavailable         draining, opening or just moved
+│   ├── TableTooOld              the gateway cannot know the current law
+│   ├── PeerUnreachable
+│   ├── DatabaseUnavailable
+│   └── StoreUnavailable         etcd
+├── LimitReached
+└── DeadlineExceeded
+
+An error carries typed fields, a stable UPPER_SNAKE `reason` and no status code: `gateway.status` maps the tree to
+gRPC. Messages and fields name rules, regions, shards, columns and limits, never a key or a value of a row (law L1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, ClassVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from policy.findings import Finding
+
+
+@dataclass(eq=False)
+class RegiongateError(Exception):
+    """Anything that regiongate tells a caller has gone wrong."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    wire: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that travel, besides the message."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The travelling fields as strings, for `google.rpc.ErrorInfo`; a tuple is a comma list."""
+        return {name: _to_wire(getattr(self, name)) for name in self.wire if getattr(self, name)}
+
+
+def _to_wire(value: object) -> str:
+    return ",".join(cast("tuple[str, ...]", value)) if isinstance(value, tuple) else str(value)
+
+
+def error_from_wire(reason: str, message: str, metadata: Mapping[str, str]) -> RegiongateError:
+    """Builds the error that a peer raised, from its `ErrorInfo`; an unknown reason gives a bare `RegiongateError`."""
+    kind = ERRORS_BY_REASON.get(reason, RegiongateError)
+    error = kind(message)
+    for name in kind.wire:
+        if name in metadata:
+            default: object = getattr(error, name)
+            text = metadata[name]
+            value = int(text) if isinstance(default, int) else tuple(text.split(",")) if default == () else text
+            setattr(error, name, value)
+    return error
+
+
+@dataclass(eq=False)
+class InvalidInput(RegiongateError):
+    """The request breaks a rule of the interface."""
+
+    reason: ClassVar[str] = "INVALID_INPUT"
+    wire: ClassVar[tuple[str, ...]] = ("field_name",)
+
+    field_name: str = ""
+    """The field of the request, as in the proto."""
+
+
+@dataclass(eq=False)
+class UnknownRegion(InvalidInput):
+    """No residency rule covers the RegionCode, so the row has no lawful home."""
+
+    reason: ClassVar[str] = "UNKNOWN_REGION"
+
+
+@dataclass(eq=False)
+class UnknownDataset(InvalidInput):
+    """The policy has no dataset of this name."""
+
+    reason: ClassVar[str] = "UNKNOWN_DATASET"
+
+
+@dataclass(eq=False)
+class UnknownColumn(InvalidInput):
+    """The dataset has no column of this name."""
+
+    reason: ClassVar[str] = "UNKNOWN_COLUMN"
+
+
+@dataclass(eq=False)
+class InvalidValue(InvalidInput):
+    """A key, tag or value is missing, malformed, out of range or of the wrong type."""
+
+    reason: ClassVar[str] = "INVALID_VALUE"
+
+
+@dataclass(eq=False)
+class InvalidPageToken(InvalidInput):
+    """The page token was not made for this request."""
+
+    reason: ClassVar[str] = "INVALID_PAGE_TOKEN"
+
+
+@dataclass(eq=False)
+class PolicyRejected(InvalidInput):
+    """The policy document does not stand; every finding is here."""
+
+    reason: ClassVar[str] = "POLICY_REJECTED"
+
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(eq=False)
+class RowNotFound(RegiongateError):
+    """The row does not exist, or has been deleted."""
+
+    reason: ClassVar[str] = "ROW_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class RevisionNotFound(RegiongateError):
+    """No policy revision or rollout has this number."""
+
+    reason: ClassVar[str] = "REVISION_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class AccessDenied(RegiongateError):
+    """A residency or access rule forbids it."""
+
+    reason: ClassVar[str] = "ACCESS_DENIED"
+    wire: ClassVar[tuple[str, ...]] = ("rule", "policy_revision")
+
+    rule: str = ""
+    policy_revision: int = 0
+
+
+@dataclass(eq=False)
+class NotOwnedHere(RegiongateError):
+    """The shard belongs to another IDC, and the request may not be carried there."""
+
+    reason: ClassVar[str] = "NOT_OWNED_HERE"
+    wire: ClassVar[tuple[str, ...]] = ("owner_idc", "endpoints")
+
+    owner_idc: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class MoveNotSupported(RegiongateError):
+    """The policy would move shards that are assigned already, which this release cannot do."""
+
+    reason: ClassVar[str] = "MOVE_NOT_SUPPORTED"
+
+
+@dataclass(eq=False)
+class NoPolicy(RegiongateError):
+    """No policy has been applied to this cluster yet."""
+
+    reason: ClassVar[str] = "NO_POLICY"
+
+
+@dataclass(eq=False)
+class Conflict(RegiongateError):
+    """Something changed since the caller looked."""
+
+    reason: ClassVar[str] = "CONFLICT"
+
+
+@dataclass(eq=False)
+class StaleEpoch(Conflict):
+    """The shard's fence is at another epoch than the request."""
+
+    reason: ClassVar[str] = "STALE_EPOCH"
+
+
+@dataclass(eq=False)
+class RevisionConflict(Conflict):
+    """Another policy revision became current first."""
+
+    reason: ClassVar[str] = "REVISION_CONFLICT"
+    wire: ClassVar[tuple[str, ...]] = ("parent", "current")
+
+    parent: int = 0
+    current: int = 0
+
+
+@dataclass(eq=False)
+class VersionConflict(Conflict):
+    """The row does not have the version that the write demands."""
+
+    reason: ClassVar[str] = "VERSION_CONFLICT"
+    wire: ClassVar[tuple[str, ...]] = ("current",)
+
+    current: int = 0
+    """The row's version; 0 when it does not exist."""
+
+
+@dataclass(eq=False)
+class Unavailable(RegiongateError):
+    """It cannot be done now; a retry may find it possible."""
+
+    reason: ClassVar[str] = "UNAVAILABLE"
+
+    retry_after: timedelta = field(default=timedelta(milliseconds=200))
+
+
+@dataclass(eq=False)
+class ShardUnavailable(Unavailable):
+    """The shard is opening, draining or on the move, and the wait for it was too long."""
+
+    reason: ClassVar[str] = "SHARD_UNAVAILABLE"
+
+
+@dataclass(eq=False)
+class TableTooOld(Unavailable):
+    """The gateway has lost touch with the policy store and may not judge border crossings (law L6)."""
+
+    reason: ClassVar[str] = "TABLE_TOO_OLD"
+
+
+@dataclass(eq=False)
+class PeerUnreachable(Unavailable):
+    """No gateway of the owning IDC answers."""
+
+    reason: ClassVar[str] = "PEER_UNREACHABLE"
+
+
+@dataclass(eq=False)
+class DatabaseUnavailable(Unavailable):
+    """The owning IDC's database does not answer."""
+
+    reason: ClassVar[str] = "DATABASE_UNAVAILABLE"
+
+
+@dataclass(eq=False)
+class StoreUnavailable(Unavailable):
+    """The policy store (etcd) does not answer."""
+
+    reason: ClassVar[str] = "STORE_UNAVAILABLE"
+
+
+@dataclass(eq=False)
+class LimitReached(RegiongateError):
+    """A limit on size, number or rate."""
+
+    reason: ClassVar[str] = "LIMIT_REACHED"
+    wire: ClassVar[tuple[str, ...]] = ("limit",)
+
+    limit: str = ""
+
+
+@dataclass(eq=False)
+class DeadlineExceeded(RegiongateError):
+    """The caller's deadline passed first."""
+
+    reason: ClassVar[str] = "DEADLINE_EXCEEDED"
+
+
+def _subclasses(kind: type[RegiongateError]) -> Iterator[type[RegiongateError]]:
+    for sub in kind.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+ERRORS_BY_REASON: Mapping[str, type[RegiongateError]] = {kind.reason: kind for kind in _subclasses(RegiongateError)}
+"""Every error class by its reason."""
