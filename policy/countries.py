@@ -1,0 +1,32 @@
+"""The country codes of ISO 3166-1, so that a typing error in a RegionCode is noticed.
+
+A RegionCode need not be a country: subdivisions (`CA-QC`), UN M49 areas (`419`) and the codes that the standard
+leaves to its users (`XK`, `ZZ`, `QM` to `QZ`, ...) are as good. What looks like a country but is none gets a warning.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+COUNTRIES: Final = frozenset(
+    """
+    AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ
+    CA CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO
+    FR GA GB GD GE GF GG GH GI GL GM GN GP GQ GR GS GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE
+    JM JO JP KE KG KH KI KM KN KP KR KW KY KZ LA LB LC LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO
+    MP MQ MR MS MT MU MV MW MX MY MZ NA NC NE NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW
+    PY QA RE RO RS RU RW SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM
+    TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW
+    """.split()  # noqa: SIM905 - one code a line would be 249 lines
+)
+
+
+def is_user_assigned(code: str) -> bool:
+    """Whether ISO 3166-1 leaves this two-letter code to its users."""
+    return code in {"AA", "ZZ"} or code[0] == "X" or ("QM" <= code <= "QZ")
+
+
+def is_known_place(region_code: str) -> bool:
+    """Whether the RegionCode's country, if it names one, exists."""
+    country = region_code.partition("-")[0]
+    return country.isdigit() or country in COUNTRIES or is_user_assigned(country)
