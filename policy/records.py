@@ -7,7 +7,7 @@ older process can live beside a newer one.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class PolicyRevision(Record):
     create_time: str
     """RFC 3339, UTC."""
     rollout: str = ""
+    rules: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The document as `apply` understood it, as plain data: every process decides by this, and none parses YAML."""
 
 
 @dataclass(frozen=True, slots=True)
