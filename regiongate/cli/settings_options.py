@@ -6,6 +6,7 @@ An option that is not given is left to the environment and the field's default, 
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -28,13 +29,16 @@ def settings_command(app: typer.Typer, settings: type[Settings], run: Callable[[
         given = {name: value for name, value in options.items() if value is not None}
         raise typer.Exit(run(settings(**given)) or 0)
 
+    own = set(inspect.get_annotations(settings))
+    names = sorted(settings.model_fields, key=lambda name: name not in own)
+    hints = {name: _option(name, settings.model_fields[name]) for name in names}
     command.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess] (read by typer)
         [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, info))
-            for name, info in settings.model_fields.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+            for name, hint in hints.items()
         ]
     )
-    command.__annotations__ = {name: _option(name, info) for name, info in settings.model_fields.items()}
+    command.__annotations__ = hints
     command.__doc__ = settings.__doc__
     app.command()(command)
 
@@ -59,4 +63,7 @@ def _default_text(info: FieldInfo) -> str:
     default = info.default
     if default in (PydanticUndefined, None, "", False) or isinstance(default, SecretStr):
         return " [required]" if info.is_required() else ""
-    return f" [default: {','.join(default) if isinstance(default, tuple) else default}]"
+    if isinstance(default, timedelta):
+        default = f"{default.total_seconds():g}"
+    is_list = type(default) is tuple
+    return f" [default: {','.join(default) if is_list else default}]"
