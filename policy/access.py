@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from policy.document import ANY_PURPOSE
 from policy.model import AccessDecision, Operation
+from policy.wording import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,12 +68,6 @@ class AccessQuestion(NamedTuple):
         if rule.datasets is not None and self.dataset not in rule.datasets:
             return f"is for dataset {join(rule.datasets, 'or')} only"
         return ""
-
-
-def join(words: Iterable[str], conjunction: str = "and") -> str:
-    """The words in order, as a person lists them."""
-    *front, last = sorted(words)
-    return f"{', '.join(front)} {conjunction} {last}" if front else last
 
 
 def first_fit(rules: Iterable[CompiledAccessRule], question: AccessQuestion) -> CompiledAccessRule | None:

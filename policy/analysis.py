@@ -9,13 +9,13 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
-from policy.access import join
 from policy.compile import compile_policy
 from policy.countries import COUNTRIES, is_known_place
 from policy.expect import check_expectation_form, check_expectations
 from policy.groups import GroupCycle, Groups, GroupTooDeep, UnknownName
 from policy.model import Operation
 from policy.reach import check_reach
+from policy.wording import join, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from policy.document import AccessRule, ResidencyRule
     from policy.draft import Draft
     from policy.report import Path, Report
-
-SHOWN = 5
-"""Codes that a message spells out."""
 
 
 class Context(NamedTuple):
@@ -193,14 +190,6 @@ def check_outages(policy: Policy, report: Report) -> None:
             sentences.append(f"leaves {join(left)} for {rule.name}" if left else f"leaves {rule.name} no lawful IDC")
         if sentences:
             report.inform("IDC_LOSS", f"loss of {idc} {', '.join(sentences)}", ("idcs", idc), at_key=True)
-
-
-def shorten(codes: Iterable[str]) -> str:
-    """The first codes spelled out, the others counted."""
-    listed = sorted(codes)
-    if len(listed) <= SHOWN + 1:
-        return join(listed)
-    return f"{', '.join(listed[:SHOWN])} and {len(listed) - SHOWN} more"
 
 
 def _check_names(names: Iterable[str], path: Path, context: Context) -> None:

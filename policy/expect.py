@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policy.access import join
 from policy.groups import Groups
+from policy.wording import join
 
 if TYPE_CHECKING:
     from policy.compile import Policy

@@ -93,6 +93,7 @@ def load_policy_files(path: FilePath) -> LoadedPolicy:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the document, for editors."""
     _, schema = models_json_schema([(PolicyDocument, "validation")], by_alias=True)
+    _close_mappings(schema)
     root = cast("dict[str, Any]", schema["$defs"].pop("PolicyDocument"))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -101,6 +102,19 @@ def json_schema() -> dict[str, Any]:
         "title": "regiongate policy",
         "$defs": schema["$defs"],
     }
+
+
+def _close_mappings(node: object) -> None:
+    """Forbids names that break their grammar, which pydantic's schema leaves open."""
+    if isinstance(node, dict):
+        mapping = cast("dict[str, object]", node)
+        if "patternProperties" in mapping:
+            mapping["additionalProperties"] = False
+        for child in tuple(mapping.values()):
+            _close_mappings(child)
+    elif isinstance(node, list):
+        for child in cast("list[object]", node):
+            _close_mappings(child)
 
 
 def _check(data: object, text: str, report: Report, *, is_readable: bool) -> LoadedPolicy:

@@ -1,0 +1,163 @@
+"""What one policy changes against another: schema, and who may see what, in sentences for the person who applies it.
+
+Access is compared by its effect, not by its text: every decision of the old policy against the same one of the new.
+RegionCodes that both policies treat alike are decided once, and changes that read alike become one sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from policy.document import ANY_PURPOSE
+from policy.model import Operation
+from policy.wording import join, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policy.compile import Policy
+    from policy.model import AccessDecision
+    from policy.report import Path
+
+ABSENT = "unknown"
+AT_HOME = "allowed at home"
+DENIED = "denied"
+_OTHER_PURPOSE = ""
+
+
+class Question(NamedTuple):
+    """A decision that is the same for all RegionCodes of one kind."""
+
+    jurisdiction: str
+    operation: Operation
+    dataset: str
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaDifference:
+    """What the datasets gain, and what they would lose or change, which is refused."""
+
+    added: tuple[str, ...]
+    """`dataset` or `dataset.column`."""
+    refused: tuple[tuple[Path, str], ...]
+    """Path in the new document, and why."""
+
+
+def schema_difference(current: Policy | None, new: Policy) -> SchemaDifference:
+    """Compares the datasets; only additions are possible."""
+    before = current.datasets if current else {}
+    added: list[str] = []
+    refused: list[tuple[Path, str]] = [
+        (("datasets", name), f"dataset {name} is gone; datasets can only be added")
+        for name in before
+        if name not in new.datasets
+    ]
+    for name, dataset in new.datasets.items():
+        if name not in before:
+            added += [name, *(f"{name}.{column}" for column in dataset.columns)]
+            continue
+        old = before[name]
+        if old.key_type is not dataset.key_type:
+            refused.append((("datasets", name, "key"), f"the key of {name} is {old.key_type} and cannot change"))
+        for column in old.columns.values():
+            kept, path = dataset.columns.get(column.name), ("datasets", name, "columns", column.name)
+            if kept is None:
+                refused.append((path, f"column {name}.{column.name} is gone; columns can only be added"))
+            elif kept.type is not column.type:
+                refused.append(((*path, "type"), f"column {name}.{column.name} is {column.type} and cannot change"))
+        added += [f"{name}.{column}" for column in dataset.columns if column not in old.columns]
+    return SchemaDifference(tuple(added), tuple(refused))
+
+
+def access_changes(current: Policy | None, new: Policy) -> tuple[str, ...]:
+    """One sentence for each change of law or of decisions."""
+    return (*_law_changes(current, new), *_decision_changes(current, new))
+
+
+def _law_changes(current: Policy | None, new: Policy) -> Iterator[str]:
+    if current is None:
+        return
+    for idc, jurisdiction in new.idcs.items():
+        before = current.idcs.get(idc)
+        if before is not None and before != jurisdiction:
+            yield f"{idc} stands under {jurisdiction}, was {before}"
+    changes: dict[str, list[str]] = {}
+    for code, residency in new.regions.items():
+        old = current.regions.get(code)
+        if old is None:
+            continue
+        if old.jurisdictions != residency.jurisdictions:
+            what = f"may be stored in {join(residency.jurisdictions)}, was {join(old.jurisdictions)}"
+            changes.setdefault(what, []).append(code)
+        if old.allows_transit != residency.allows_transit:
+            what = "may now" if residency.allows_transit else "may no longer"
+            changes.setdefault(f"{what} pass through other jurisdictions", []).append(code)
+    for what, codes in changes.items():
+        yield f"{shorten(codes)} {what}"
+
+
+def _decision_changes(current: Policy | None, new: Policy) -> Iterator[str]:
+    regions: dict[tuple[Question, str, str], list[str]] = {}
+    kinds = _kinds(current, new)
+    for question in _questions(current, new):
+        for codes in kinds:
+            before = _outcome(current, question, codes[0])
+            after = _outcome(new, question, codes[0])
+            if before != after and not (before == ABSENT and after in {AT_HOME, DENIED}) and after != ABSENT:
+                regions.setdefault((question, before, after), []).extend(codes)
+    merged: dict[tuple[str, str, str, str, str, str], list[str]] = {}
+    for (question, before, after), codes in regions.items():
+        where = shorten(codes)
+        known = (question.jurisdiction, question.operation.value, where, question.purpose, before, after)
+        merged.setdefault(known, []).append(question.dataset)
+    for (jurisdiction, operation, where, purpose, before, after), datasets in merged.items():
+        why = f"for purpose {purpose}" if purpose else "for any other purpose"
+        was = "" if before == ABSENT else f", was {before}"
+        yield f"from {jurisdiction}, {operation} of {join(datasets)} in {where} {why}: {after}{was}"
+
+
+def _questions(current: Policy | None, new: Policy) -> Iterator[Question]:
+    both = [new] if current is None else [current, new]
+    jurisdictions = {jurisdiction for policy in both for jurisdiction in policy.idcs.values()}
+    purposes = {purpose for policy in both for rule in policy.rules for purpose in rule.purposes} - {ANY_PURPOSE}
+    for jurisdiction in sorted(jurisdictions):
+        for operation in Operation:
+            for purpose in (*sorted(purposes), _OTHER_PURPOSE):
+                for dataset in new.datasets:
+                    yield Question(jurisdiction, operation, dataset, purpose)
+
+
+def _kinds(current: Policy | None, new: Policy) -> list[list[str]]:
+    """The new policy's RegionCodes, grouped so that all of a group are decided alike by both policies."""
+    kinds: dict[tuple[object, ...], list[str]] = {}
+    for code in new.regions:
+        kinds.setdefault((_kind(current, code), _kind(new, code)), []).append(code)
+    return list(kinds.values())
+
+
+def _kind(policy: Policy | None, code: str) -> tuple[object, ...] | None:
+    if policy is None or code not in policy.regions:
+        return None
+    covering = tuple(number for number, rule in enumerate(policy.rules) if code in rule.regions)
+    return policy.regions[code].jurisdictions, covering
+
+
+def _outcome(policy: Policy | None, question: Question, code: str) -> str:
+    """The decision in words, without the rule's name where that would make a renamed rule look like a change."""
+    if policy is None or code not in policy.regions or question.dataset not in policy.datasets:
+        return ABSENT
+    if question.jurisdiction not in policy.idcs.values():
+        return ABSENT
+    jurisdiction, operation, dataset, purpose = question
+    return _in_words(policy.decide_for_jurisdiction(dataset, code, jurisdiction, operation, purpose))
+
+
+def _in_words(decision: AccessDecision) -> str:
+    if not decision.allowed:
+        return DENIED
+    if not decision.crosses_border:
+        return AT_HOME
+    without = f" without {join(decision.withheld)}" if decision.withheld else ""
+    return f"allowed by {decision.rule}{without}"
