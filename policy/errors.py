@@ -26,6 +26,7 @@ RegiongateError
 │   └── StoreUnavailable         etcd
 ├── LimitReached
 └── DeadlineExceeded
+    └── PolicyNotEffective       stored, but some gateway has not acknowledged it yet
 
 An error carries typed fields, a stable UPPER_SNAKE `reason` and no status code: `gateway.status` maps the tree to
 gRPC. Messages and fields name rules, regions, shards, columns and limits, never a key or a value of a row (law L1).
@@ -280,6 +281,17 @@ class DeadlineExceeded(RegiongateError):
     """The caller's deadline passed first."""
 
     reason: ClassVar[str] = "DEADLINE_EXCEEDED"
+
+
+@dataclass(eq=False)
+class PolicyNotEffective(DeadlineExceeded):
+    """The policy revision is stored and will take effect, but some gateways have not acknowledged it in time."""
+
+    reason: ClassVar[str] = "POLICY_NOT_EFFECTIVE"
+    wire: ClassVar[tuple[str, ...]] = ("policy_revision", "waiting_for")
+
+    policy_revision: int = 0
+    waiting_for: tuple[str, ...] = ()
 
 
 def _subclasses(kind: type[RegiongateError]) -> Iterator[type[RegiongateError]]:

@@ -159,7 +159,7 @@ class Follower:
                     await self._follow()
             except TimeoutError:
                 continue  # old servers lose events now and then: list again
-            except Exception as error:  # noqa: BLE001 - a follower that has died would keep the old law for ever
+            except Exception as error:  # a follower that has died would keep the old law for ever
                 failures = 0 if self.last_event != heard else failures + 1
                 FOLLOWER_RESTARTS.inc()
                 is_expected = isinstance(error, EtcdError | WatchStuck | StoreWentBack)
