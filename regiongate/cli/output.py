@@ -69,7 +69,9 @@ def emit_json(value: object) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType] (any items)
+    if isinstance(value, (set, frozenset)):
         return ", ".join(sorted(str(item) for item in value))  # pyright: ignore[reportUnknownVariableType] (any items)
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
