@@ -1,0 +1,115 @@
+"""State and changes of a prefix: list, watch from there, list again when history is gone.
+
+The watch is checked by listing now and then. A listing that differs from what the watch has told names suspects: keys
+and the revision that the watch still owes for them. Those that it does not deliver within a grace time were lost, and
+the follower gets a new snapshot. So a server that loses events delays a change, and cannot hide one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from runtime.etcd.errors import EtcdCompacted, EtcdUnavailable
+from runtime.etcd.transport import back_off
+from runtime.etcd.types import FollowBatch, Listing, WatchBatch
+from runtime.etcd.watch import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from datetime import timedelta
+
+    from runtime.etcd.client import EtcdClient
+
+log = structlog.get_logger(__name__)
+
+GRACE_SECONDS = 5.0
+"""How long the watch may take to deliver what a listing has shown."""
+
+
+class Audit:
+    """What the watch has told so far, and what it still owes after a listing."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._known = {item.key: item.mod_revision for item in listing.items}
+        self._owed: dict[str, int] = {}
+
+    @property
+    def owed(self) -> int:
+        """Number of changes that a listing has shown and the watch has not."""
+        return len(self._owed)
+
+    def note(self, batch: WatchBatch) -> None:
+        """Takes note of what the watch has delivered."""
+        for event in batch.events:
+            key, revision = event.item.key, event.item.mod_revision
+            if event.kind == "put":
+                self._known[key] = revision
+            else:
+                self._known.pop(key, None)
+            if revision >= self._owed.get(key, revision + 1):
+                del self._owed[key]
+
+    def compare(self, listing: Listing) -> None:
+        """Compares with a listing that was made after the last noted batch, so it is never behind what is known."""
+        listed = {item.key: item.mod_revision for item in listing.items}
+        newer = {key: revision for key, revision in listed.items() if self._known.get(key, 0) < revision}
+        gone = {key: revision + 1 for key, revision in self._known.items() if key not in listed}
+        self._owed = newer | gone
+
+
+async def follow(client: EtcdClient, prefix: str, relist_every: timedelta) -> AsyncGenerator[FollowBatch]:
+    """Yields a snapshot, then changes; a snapshot again whenever changes have been lost. See `EtcdClient.follow`."""
+    while True:
+        listing = await _list_patiently(client, prefix)
+        yield FollowBatch(listing.revision, is_snapshot=True, items=listing.items)
+        watcher = Watcher(client.transport, prefix, listing.revision + 1)
+        try:
+            async for batch in _changes(client, prefix, watcher, listing, relist_every.total_seconds()):
+                yield FollowBatch(batch.revision, is_snapshot=False, events=batch.events)
+        except EtcdCompacted as error:
+            log.info("history compacted, listing again", prefix=prefix, compact_revision=error.compact_revision)
+        finally:
+            await watcher.close()
+
+
+async def _changes(
+    client: EtcdClient, prefix: str, watcher: Watcher, listing: Listing, relist_every: float
+) -> AsyncGenerator[WatchBatch]:
+    """Yields what the watch delivers, until a listing proves that it has lost something."""
+    audit, revision = Audit(listing), listing.revision
+    relist_at = time.monotonic() + relist_every
+    while True:
+        batch = await watcher.next(max(0.0, relist_at - time.monotonic()))
+        if batch is not None:
+            revision = batch.revision
+            audit.note(batch)
+            yield batch
+        if time.monotonic() < relist_at:
+            continue
+        if audit.owed:
+            log.warning("the watch has lost changes, listing again", prefix=prefix, lost=audit.owed)
+            return
+        try:
+            listing = await client.list(prefix)
+        except EtcdUnavailable:
+            relist_at = time.monotonic() + min(relist_every, GRACE_SECONDS)
+            continue
+        if listing.revision < revision:
+            log.error("etcd's history has gone back", prefix=prefix, known=revision, found=listing.revision)
+            return
+        audit.compare(listing)
+        relist_at = time.monotonic() + (min(relist_every, GRACE_SECONDS) if audit.owed else relist_every)
+
+
+async def _list_patiently(client: EtcdClient, prefix: str) -> Listing:
+    failures = 0
+    while True:
+        try:
+            return await client.list(prefix)
+        except EtcdUnavailable:
+            await asyncio.sleep(back_off(failures))
+            failures += 1
