@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from policy.document import ANY_PURPOSE
+from policy.groups import Groups
 from policy.model import Operation
 from policy.wording import join, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from policy.compile import Policy
     from policy.model import AccessDecision
@@ -95,7 +96,7 @@ def _law_changes(current: Policy | None, new: Policy) -> Iterator[str]:
             what = "may now" if residency.allows_transit else "may no longer"
             changes.setdefault(f"{what} pass through other jurisdictions", []).append(code)
     for what, codes in changes.items():
-        yield f"{shorten(codes)} {what}"
+        yield f"{shorten(Groups(new.document.groups).name(codes))} {what}"
 
 
 def _decision_changes(current: Policy | None, new: Policy) -> Iterator[str]:
@@ -107,26 +108,47 @@ def _decision_changes(current: Policy | None, new: Policy) -> Iterator[str]:
             after = _outcome(new, question, codes[0])
             if before != after and not (before == ABSENT and after in {AT_HOME, DENIED}) and after != ABSENT:
                 regions.setdefault((question, before, after), []).extend(codes)
-    merged: dict[tuple[str, str, str, str, str, str], list[str]] = {}
+    yield from _sentences(regions, new)
+
+
+def _sentences(regions: Mapping[tuple[Question, str, str], list[str]], new: Policy) -> Iterator[str]:
+    """Joins what differs only in purpose or dataset."""
+    groups = Groups(new.document.groups)
+    purposes: dict[tuple[str, str, str, str, str, str], list[str]] = {}
     for (question, before, after), codes in regions.items():
-        where = shorten(codes)
-        known = (question.jurisdiction, question.operation.value, where, question.purpose, before, after)
-        merged.setdefault(known, []).append(question.dataset)
-    for (jurisdiction, operation, where, purpose, before, after), datasets in merged.items():
-        why = f"for purpose {purpose}" if purpose else "for any other purpose"
+        where = shorten(groups.name(codes))
+        known = (question.jurisdiction, question.operation.value, question.dataset, where, before, after)
+        purposes.setdefault(known, []).append(question.purpose)
+    datasets: dict[tuple[str, str, str, str, str, tuple[str, ...]], list[str]] = {}
+    for (jurisdiction, operation, dataset, where, before, after), named in purposes.items():
+        datasets.setdefault((jurisdiction, operation, where, before, after, tuple(named)), []).append(dataset)
+    everything = _purposes_of([new])
+    for (jurisdiction, operation, where, before, after, named), judged in datasets.items():
+        purpose = _purpose_words(named, everything)
         was = "" if before == ABSENT else f", was {before}"
-        yield f"from {jurisdiction}, {operation} of {join(datasets)} in {where} {why}: {after}{was}"
+        yield f"from {jurisdiction}, {operation} of {join(judged)} in {where} {purpose}: {after}{was}"
+
+
+def _purpose_words(named: tuple[str, ...], everything: set[str]) -> str:
+    if everything <= set(named):
+        return "for any purpose"
+    return f"for purpose {join((purpose or 'any other' for purpose in named), 'or')}"
 
 
 def _questions(current: Policy | None, new: Policy) -> Iterator[Question]:
     both = [new] if current is None else [current, new]
     jurisdictions = {jurisdiction for policy in both for jurisdiction in policy.idcs.values()}
-    purposes = {purpose for policy in both for rule in policy.rules for purpose in rule.purposes} - {ANY_PURPOSE}
     for jurisdiction in sorted(jurisdictions):
         for operation in Operation:
-            for purpose in (*sorted(purposes), _OTHER_PURPOSE):
+            for purpose in sorted(_purposes_of(both)):
                 for dataset in new.datasets:
                     yield Question(jurisdiction, operation, dataset, purpose)
+
+
+def _purposes_of(policies: Iterable[Policy]) -> set[str]:
+    """Every purpose that some rule names, and the one that stands for all others."""
+    named = {purpose for policy in policies for rule in policy.rules for purpose in rule.purposes}
+    return named - {ANY_PURPOSE} | {_OTHER_PURPOSE}
 
 
 def _kinds(current: Policy | None, new: Policy) -> list[list[str]]:

@@ -58,6 +58,17 @@ class Groups:
         """
         return tuple(dict.fromkeys(code for name in names for code in self._expand(name, ())))
 
+    def name(self, codes: Iterable[str]) -> list[str]:
+        """The shortest way to name the codes: the largest groups that hold nothing else, then single codes."""
+        left = set(codes)
+        expanded = {name: set(self.expand((name,))) for name in self._members}
+        names: list[str] = []
+        for name in sorted(expanded, key=lambda it: (-len(expanded[it]), it)):
+            if len(expanded[name]) > 1 and expanded[name] <= left:
+                names.append(name)
+                left -= expanded[name]
+        return [*names, *sorted(left)]
+
     def _expand(self, name: str, inside: tuple[str, ...]) -> tuple[str, ...]:
         if name in self._expanded:
             return self._expanded[name]
