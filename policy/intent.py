@@ -1,7 +1,7 @@
 """Which IDC each shard is meant to have, from the policy and what is assigned already.
 
-The controller assigns by this, and `plan` compares with it: a shard that the current policy is about to assign counts as
-assigned, so that a policy which follows quickly cannot slip a move in between.
+The controller assigns by this, and `plan` compares with it: a shard that the current policy is about to assign counts
+as assigned, so that a policy which follows quickly cannot slip a move in between.
 """
 
 from __future__ import annotations

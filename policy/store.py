@@ -1,4 +1,4 @@
-"""The policy store: revisions, assignments and rollouts of one cluster in etcd, with every change one guarded transaction.
+"""The policy store: revisions, assignments and rollouts of one cluster in etcd; each change is one guarded transaction.
 
 A revision is stored only while its parent is still current, so of two admins who started from the same revision one
 wins and the other is told both numbers. Revisions are never changed or deleted: any decision that names one can be
@@ -25,7 +25,7 @@ from runtime.etcd import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from policy.records import Keys
     from runtime.etcd import EtcdClient
@@ -50,7 +50,7 @@ class Base:
 
 
 @contextmanager
-def told_as_ours() -> Iterator[None]:
+def told_as_ours() -> Generator[None]:
     """Turns errors of the etcd client into those that callers know."""
     try:
         yield
