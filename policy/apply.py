@@ -122,7 +122,7 @@ async def apply_policy(
     store_revision = await store.commit(base, record, rollout)
     log.info("policy stored", policy_revision=record.revision, parent=record.parent, store_revision=store_revision)
     grace = schema_grace.total_seconds() if prepared.plan.schema_changes else 0.0
-    return await _await_effect(store, record, store_revision, prepared.findings, deadline, grace)
+    return await _await_effect(store, record, store_revision, prepared.findings, deadline=deadline, schema_grace=grace)
 
 
 def _compiled(base: Base) -> Policy | None:
@@ -185,6 +185,7 @@ async def _await_effect(
     record: PolicyRevision,
     store_revision: int,
     findings: tuple[Finding, ...],
+    *,
     deadline: float,
     schema_grace: float,
 ) -> Applied:
