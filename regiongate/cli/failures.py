@@ -32,7 +32,7 @@ def report(error: BaseException) -> int:
     """Writes the error to stderr and returns the exit code."""
     if (usage := _usage_text(error)) is not None:
         return _write("USAGE", usage, "see --help", WRONG_USAGE)
-    if (call := _from_call(error)) is not None:
+    if (call := error_from_call(error)) is not None:
         error = call
     if isinstance(error, CommandFailed):
         return _write(error.reason, error.message, error.hint, FAILED)
@@ -72,7 +72,7 @@ def _setting_text(item: dict[str, Any]) -> str:
     return f"--{name}: {item['msg']}" if name else str(item["msg"])
 
 
-def _from_call(error: BaseException) -> RegiongateError | None:
+def error_from_call(error: BaseException) -> RegiongateError | None:
     """The error that a gateway sent as `google.rpc.Status`, or what its bare status means."""
     if not type(error).__module__.startswith("grpc"):
         return None

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from runtime.embedded import EmbeddedServerError
 from runtime.supervisor.errors import StackError
 from runtime.supervisor.process import describe_exit
 
@@ -35,7 +36,8 @@ class Member:
     stage: int
     """Higher stages depend on lower ones, and stop before them."""
     metrics: str = ""
-    restarts: int = 0
+    endings: list[str] = field(default_factory=list[str])
+    """How it ended by itself, so far."""
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -83,6 +85,7 @@ class Keeper:
             code = await member.server.wait()
             if self._stopping.is_set():
                 return
+            member.endings.append(describe_exit(code))
             if not self._can_restart:
                 self._tell(f"{member.name} {describe_exit(code)}; it stays down, as asked")
                 return
@@ -106,10 +109,9 @@ class Keeper:
                 break
             try:
                 await member.server.start()
-            except (StackError, OSError, RuntimeError) as error:
+            except (StackError, EmbeddedServerError, OSError) as error:
                 ending = f"does not start ({error})"
                 continue
-            member.restarts += 1
             self._changed()
             break
         return failures

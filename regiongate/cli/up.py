@@ -1,0 +1,162 @@
+"""`regiongate up`: the whole embedded stack in the foreground, on one data folder."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 (typer reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from policy.loading import load_policy_files
+from regiongate.cli.context import DEFAULT_DATA_DIR, DataDirOption
+from regiongate.cli.failures import CommandFailed
+from regiongate.cli.gateway_calls import GatewayCalls
+from regiongate.cli.output import say
+from runtime.lifecycle import run
+from runtime.supervisor.errors import StackError
+from runtime.supervisor.folder import DataFolder, Layout
+from runtime.supervisor.ports import choose_ports
+from runtime.supervisor.stack import Stack, StackOptions, port_uses
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from policy.loading import LoadedPolicy
+
+app = typer.Typer()
+
+_IDC_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+_THREADS = 32
+"""Each server of the stack is waited for in a thread of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the command was asked for."""
+
+    data_dir: Path
+    policy: Path | None
+    idcs: tuple[str, ...]
+    base_port: int
+    trace_sample_ratio: float
+    log_level: str
+    can_restart: bool
+
+
+@app.command()
+def up(
+    *,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file or folder to apply; the one that was applied last when absent.")
+    ] = None,
+    idcs: Annotated[str, typer.Option(help="IDCs to run, by comma; those of the policy when absent.")] = "",
+    base_port: Annotated[int, typer.Option(min=0, max=65535, help="First of the ports to use; free ones when 0.")] = 0,
+    trace_sample_ratio: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the calls without a trace of their own that are traced.")
+    ] = 0.01,
+    log_level: Annotated[str, typer.Option(help="Least level in the gateways' and the controller's logs.")] = "info",
+    restart: Annotated[bool, typer.Option(help="Start a process again that has ended by itself.")] = True,
+) -> None:
+    """Run the whole embedded stack in the foreground; Ctrl-C ends it.
+
+    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, a controller. Data, logs and traces stay
+    in the data folder, and a second start on it goes on with them. For demos and tests, not for production.
+    """
+    names = tuple(part.strip() for part in idcs.split(",") if part.strip())
+    options = UpOptions(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart)
+    try:
+        with DataFolder.open(data_dir) as folder:
+            raise typer.Exit(run(lambda stop: _up(options, folder, stop)))
+    except StackError as error:
+        raise CommandFailed(error.reason, error.message, error.hint) from error
+
+
+async def _up(options: UpOptions, folder: DataFolder, stop: asyncio.Event) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="wait"))
+    began = time.monotonic()
+    loaded = await asyncio.to_thread(load_policy_files, options.policy) if options.policy else None
+    stack = Stack(_plan(options, folder, loaded), _tell)
+    try:
+        if not await _unless_stopped(_bring_up(stack, loaded, options), stop):
+            return
+        say(f"ready in {time.monotonic() - began:.1f} s", style="bold green")
+        for idc, address in stack.gateways.items():
+            say(f"  {idc}: {address}")
+        say(f"  all addresses and process ids: {options.data_dir / 'stack.json'}; Ctrl-C stops")
+        await stop.wait()
+    except ExceptionGroup as group:
+        raise _first(group) from group
+    finally:
+        say("stopping")
+        await stack.stop()
+        say(f"stopped; the data stays in {options.data_dir}")
+
+
+async def _bring_up(stack: Stack, loaded: LoadedPolicy | None, options: UpOptions) -> None:
+    await stack.start()
+    await stack.wait_healthy()
+    async with GatewayCalls(list(stack.gateways.values())) as calls:
+        if loaded is not None:
+            await calls.apply(loaded.text, str(options.policy), _tell)
+        has_policy = await calls.has_policy()
+    if has_policy:
+        await stack.wait_ready()
+    else:
+        _tell("no policy yet: `regiongate policy apply FILE` comes next")
+    stack.publish()
+
+
+def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -> StackOptions:
+    """Decides which IDCs to run on which ports, and remembers it in the folder."""
+    layout = folder.load_layout()
+    wanted = options.idcs or (tuple(loaded.document.idcs) if loaded else ())
+    for name in wanted:
+        if not _IDC_NAME.fullmatch(name):
+            raise CommandFailed("BAD_IDC_NAME", f"{name!r} is no name for an IDC", "use small letters, digits and -")
+    # An IDC that has been run before stays: its database may hold rows.
+    idcs = tuple(dict.fromkeys((*layout.idcs, *wanted)))
+    if not idcs:
+        raise CommandFailed("NO_IDCS", "nothing says which IDCs to run", "give --policy FILE, or --idcs a,b")
+    ports = choose_ports(port_uses(idcs), layout.ports, options.base_port)
+    folder.save_layout(Layout(idcs, ports))
+    return StackOptions(
+        data_dir=options.data_dir,
+        idcs=idcs,
+        ports=ports,
+        trace_sample_ratio=options.trace_sample_ratio,
+        log_level=options.log_level,
+        can_restart=options.can_restart,
+    )
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Does the work unless the stop event comes first; False when it came."""
+    task = asyncio.create_task(work)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        await task
+        return True
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """The first error that was not only the echo of another; a person can read one at a time."""
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, ExceptionGroup) else error
+    return group
+
+
+def _tell(sentence: str) -> None:
+    say(f"· {sentence}")

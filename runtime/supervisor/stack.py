@@ -1,0 +1,203 @@
+"""The embedded stack: etcd, a PostgreSQL and a gateway for each IDC, and a controller, each in a process of its own.
+
+Servers start side by side, since a machine with two cores is all that a laptop may have: gateways load their modules
+while the databases are being made, and wait for them by themselves. The stack is up when each gateway says that it is
+healthy, and ready when each says that it is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.embedded import EmbeddedServerError
+from runtime.embedded.etcd import EmbeddedEtcd
+from runtime.embedded.postgres import EmbeddedPostgres
+from runtime.stack_file import IdcEntry, ProcessEntry, StackFile
+from runtime.supervisor.errors import StackError
+from runtime.supervisor.keeper import Keeper, Member
+from runtime.supervisor.ports import HOST
+from runtime.supervisor.probe import Health, read_health
+from runtime.supervisor.process import Child, read_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+_POLL_SECONDS = 0.05
+
+ETCD_STAGE, DATABASE_STAGE, GATEWAY_STAGE, CONTROLLER_STAGE = range(4)
+
+
+def port_uses(idcs: tuple[str, ...]) -> list[str]:
+    """What a stack needs ports for, in the order in which `--base-port` hands them out."""
+    uses = [f"{use} of {idc}" for idc in idcs for use in ("gateway", "peer", "database", "metrics")]
+    return ["etcd", "etcd peer", "controller metrics", *uses]
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What is to be run."""
+
+    data_dir: Path
+    idcs: tuple[str, ...]
+    ports: Mapping[str, int]
+    """A port for each of `port_uses`."""
+    cluster: str = "default"
+    trace_sample_ratio: float = 0.01
+    log_level: str = "info"
+    can_restart: bool = True
+    ready_timeout: float = 60.0
+
+
+class Stack:
+    """A running stack."""
+
+    def __init__(self, options: StackOptions, tell: Callable[[str], None]) -> None:
+        self._options = options
+        self._tell = tell
+        self._is_published = False
+        self._began = time.monotonic()
+        self._keeper = Keeper(tell, self._save, can_restart=options.can_restart)
+        self._etcd = EmbeddedEtcd(options.data_dir / "etcd", options.ports["etcd"], options.ports["etcd peer"])
+        self._databases = {
+            idc: EmbeddedPostgres(options.data_dir / "postgres" / idc, options.ports[f"database of {idc}"])
+            for idc in options.idcs
+        }
+
+    @property
+    def gateways(self) -> dict[str, str]:
+        """Client address of each IDC's gateway."""
+        return {idc: f"{HOST}:{self._options.ports[f'gateway of {idc}']}" for idc in self._options.idcs}
+
+    async def start(self) -> None:
+        """Starts everything; returns when each gateway is healthy. Raises `StackError`; then call `stop`."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._start_databases())
+            group.create_task(self._start_etcd())
+            for idc in self._options.idcs:
+                group.create_task(self._start_own("gateway", idc, GATEWAY_STAGE))
+            group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
+
+    async def wait_healthy(self) -> None:
+        """Waits until every gateway answers."""
+        await self._poll_all(lambda health: health.is_reachable, "up")
+
+    async def wait_ready(self) -> None:
+        """Waits until every gateway is ready."""
+        await self._poll_all(lambda health: health.is_ready, "ready")
+
+    def publish(self) -> None:
+        """Writes `stack.json`, and from now on again whenever a process is started anew."""
+        self._is_published = True
+        self._save()
+
+    async def stop(self) -> None:
+        """Stops everything in order and removes `stack.json`."""
+        self._is_published = False
+        StackFile.remove(self._options.data_dir)
+        await self._keeper.stop()
+
+    async def _start_etcd(self) -> None:
+        began = time.monotonic()
+        await self._add(Member("etcd", "etcd", "", self._etcd, ETCD_STAGE))
+        self._tell(f"etcd answers on {self._etcd.endpoint} ({time.monotonic() - began:.1f} s)")
+
+    async def _start_databases(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for idc in self._options.idcs:
+                group.create_task(self._start_database(idc))
+
+    async def _start_database(self, idc: str) -> None:
+        began = time.monotonic()
+        await self._add(Member(f"postgres-{idc}", "postgres", idc, self._databases[idc], DATABASE_STAGE))
+        port = self._options.ports[f"database of {idc}"]
+        self._tell(f"database of {idc} answers on {HOST}:{port} ({time.monotonic() - began:.1f} s)")
+
+    async def _start_own(self, role: str, idc: str, stage: int) -> None:
+        name = f"{role}-{idc}" if idc else role
+        use = f"metrics of {idc}" if idc else f"{role} metrics"
+        child = Child(
+            [sys.executable, "-m", "regiongate.cli.main", role],
+            self._environment(idc, self._options.ports[use]),
+            self._options.data_dir / "logs" / f"{name}.log",
+        )
+        metrics = f"http://{HOST}:{self._options.ports[use]}"
+        await self._add(Member(name, role, idc, child, stage, metrics))
+
+    def _environment(self, idc: str, metrics_port: int) -> dict[str, str]:
+        """Settings of one of our processes; by variables, since a command line can be seen by everyone."""
+        options = self._options
+        settings = {
+            "cluster": options.cluster,
+            "etcd_endpoints": self._etcd.endpoint,
+            "metrics_host": HOST,
+            "metrics_port": metrics_port,
+            "trace_directory": (options.data_dir / "traces").resolve(),
+            "trace_sample_ratio": options.trace_sample_ratio,
+            "log_level": options.log_level,
+        }
+        if idc:
+            settings |= {
+                "idc": idc,
+                "listen": self.gateways[idc],
+                "peer_listen": f"{HOST}:{options.ports[f'peer of {idc}']}",
+                "database_url": self._databases[idc].url,
+            }
+        return {f"REGIONGATE_{name.upper()}": str(value) for name, value in settings.items()}
+
+    async def _add(self, member: Member) -> None:
+        try:
+            await self._keeper.add(member)
+        except EmbeddedServerError as error:
+            raise StackError("CANNOT_START", f"{member.name}: {error}") from error
+
+    async def _poll_all(self, is_enough: Callable[[Health], bool], goal: str) -> None:
+        gateways = [member for member in self._keeper.members if member.role == "gateway"]
+        async with asyncio.TaskGroup() as group:
+            for member in gateways:
+                group.create_task(self._poll(member, is_enough, goal))
+
+    async def _poll(self, member: Member, is_enough: Callable[[Health], bool], goal: str) -> None:
+        """Asks one gateway until it has reached the goal; gives up at the deadline or when its process ends."""
+        began = time.monotonic()
+        while not is_enough(health := await read_health(member.metrics)):
+            if member.endings:
+                raise self._ended(member)
+            if time.monotonic() - began > self._options.ready_timeout:
+                raise StackError(
+                    "NOT_READY",
+                    f"{member.name} {health} after {self._options.ready_timeout:g} s",
+                    f"see {self._options.data_dir / 'logs' / f'{member.name}.log'}",
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+        self._tell(f"{member.name} is {goal} ({time.monotonic() - self._began:.1f} s after the start)")
+
+    def _ended(self, member: Member) -> StackError:
+        log = self._options.data_dir / "logs" / f"{member.name}.log"
+        return StackError("CANNOT_START", f"{member.name} {member.endings[-1]}; its last words:\n{read_tail(log)}")
+
+    def _save(self) -> None:
+        if not self._is_published:
+            return
+        options = self._options
+        StackFile(
+            cluster=options.cluster,
+            etcd_endpoints=(self._etcd.endpoint,),
+            idcs={
+                idc: IdcEntry(
+                    gateway=address,
+                    peer=f"{HOST}:{options.ports[f'peer of {idc}']}",
+                    database=self._databases[idc].url,
+                    metrics=f"http://{HOST}:{options.ports[f'metrics of {idc}']}",
+                )
+                for idc, address in self.gateways.items()
+            },
+            processes=tuple(
+                ProcessEntry(member.name, member.role, member.idc, member.server.pid, member.metrics)
+                for member in sorted(self._keeper.members, key=lambda member: (member.stage, member.name))
+            ),
+        ).save(options.data_dir)
