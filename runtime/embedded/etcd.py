@@ -8,7 +8,6 @@ its own (so that Ctrl-C reaches its owner only) and, on Linux, dies with the pro
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import importlib.util
 import os
@@ -16,7 +15,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Self
 
 from runtime.embedded import EmbeddedServerError
 from runtime.etcd import EtcdClient, EtcdError, EtcdSettings
+from runtime.lifecycle import follow_parent
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -192,7 +191,7 @@ class EmbeddedEtcd:
                 stderr=subprocess.STDOUT,
                 env={name: value for name, value in os.environ.items() if not name.startswith("ETCD_")},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (one system call)
+                preexec_fn=follow_parent(),  # noqa: PLW1509 (one system call)
             )
 
     def _check_folder(self, release: str) -> None:
@@ -259,8 +258,3 @@ def _check_port(port: int) -> None:
             probe.bind((_HOST, port))
         except OSError as error:
             raise EmbeddedServerError(f"port {port} for etcd is taken: {error.strerror}") from error
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

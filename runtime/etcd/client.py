@@ -80,22 +80,28 @@ class EtcdClient:
         response = (await self.transport.call(methods.RANGE, pb.RangeRequest(key=key.encode()))).response
         return (item_of(response.kvs[0]) if response.kvs else None), response.header.revision
 
-    async def list(self, prefix: str, *, page_size: int = 1000) -> Listing:
-        """Everything under a prefix, at one revision however many pages it takes."""
+    async def list(self, prefix: str, *, page_size: int = 1000, revision: int = 0) -> Listing:
+        """Everything under a prefix, at one revision however many pages it takes: the newest, or a given one.
+
+        Raises EtcdCompacted when the given revision is gone.
+        """
         for _ in range(_LIST_ROUNDS):
             try:
-                return await self._list_pages(prefix, page_size)
-            except EtcdCompacted:  # between two pages: start over at a newer revision
-                continue
+                return await self._list_pages(prefix, page_size, revision)
+            except EtcdCompacted:
+                if revision:
+                    raise
+                continue  # gone between two pages: start over at a newer one
             except EtcdTooLarge:
                 if page_size == 1:
                     raise
                 page_size = max(1, page_size // 8)
         raise EtcdUnavailable(f"etcd compacts faster than {prefix} can be listed", may_have_applied=False)
 
-    async def _list_pages(self, prefix: str, page_size: int) -> Listing:
+    async def _list_pages(self, prefix: str, page_size: int, revision: int) -> Listing:
         items: list[KeyValue] = []
-        request = pb.RangeRequest(key=prefix.encode() or b"\0", range_end=range_end(prefix), limit=page_size)
+        first = prefix.encode() or b"\0"
+        request = pb.RangeRequest(key=first, range_end=range_end(prefix), limit=page_size, revision=revision)
         while True:
             response = (await self.transport.call(methods.RANGE, request)).response
             items.extend(map(item_of, response.kvs))
@@ -158,13 +164,18 @@ class EtcdClient:
         finally:
             await watcher.close()
 
-    def follow(self, prefix: str, *, relist_every: timedelta = timedelta(minutes=5)) -> AsyncGenerator[FollowBatch]:
+    def follow(
+        self, prefix: str, *, sections: Sequence[str] = (), relist_every: timedelta = timedelta(minutes=5)
+    ) -> AsyncGenerator[FollowBatch]:
         """The state under a prefix and then its changes, without end: a snapshot first, and whenever history is lost.
+
+        With `sections`, prefixes below `prefix`, snapshots list these only, all at one revision; changes are those of
+        the whole prefix. So one order of revisions covers them all, and what is not needed is not listed.
 
         Every `relist_every` it is listed again and compared, since some servers lose events; a difference that the
         watch does not explain gives a new snapshot. Raises EtcdDenied and EtcdWatchCancelled.
         """
-        return follow(self, prefix, relist_every)
+        return follow(self, prefix, tuple(sections) or (prefix,), relist_every)
 
     async def status(self) -> MemberStatus:
         """What the preferred member says of itself; warns of releases that are known to lose data."""

@@ -26,7 +26,6 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -95,10 +94,11 @@ class Endpoints:
         channel = self._channels.get(index)
         if channel is None:
             endpoint = self._endpoints[index]
+            options = (*_OPTIONS, ("grpc.max_receive_message_length", self._settings.max_message_bytes))
             if endpoint.has_tls:
-                channel = grpc.aio.secure_channel(endpoint.address, self._credentials(), options=_OPTIONS)
+                channel = grpc.aio.secure_channel(endpoint.address, self._credentials(), options=options)
             else:
-                channel = grpc.aio.insecure_channel(endpoint.address, options=_OPTIONS)
+                channel = grpc.aio.insecure_channel(endpoint.address, options=options)
             self._channels[index] = channel
         return channel
 

@@ -21,6 +21,7 @@ import structlog
 from runtime.etcd import methods
 from runtime.etcd.errors import EtcdError, EtcdRejected
 from runtime.etcd.pb import rpc_pb2 as pb
+from runtime.etcd.transport import back_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -101,26 +102,34 @@ class Lease:
         self.done.set()
 
     async def _keep_alive(self) -> None:
-        request = pb.LeaseKeepAliveRequest(ID=self.id)
+        failures = 0
         while not self.done.is_set():
             interval = self.ttl.total_seconds() / 3
+            pause = interval if failures == 0 else min(back_off(failures), interval)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.done.wait(), interval)
-            while not self.done.is_set():
-                sent, sent_suspend = time.monotonic(), time.clock_gettime(_SUSPEND_CLOCK)
-                timeout = min(interval, self._client.transport.settings.attempt_timeout.total_seconds())
-                try:
-                    response = await self._client.transport.attempt(methods.LEASE_KEEP_ALIVE, request, timeout)
-                except EtcdError as error:
-                    log.warning("lease not renewed", seconds_left=round(self.deadline - sent, 1), error=str(error))
-                    await asyncio.sleep(min(0.1, interval / 4))
-                    continue
-                if response.TTL <= 0 or not self.is_alive:
-                    log.warning("lease lost", has_expired_at_server=response.TTL <= 0)
-                    self._end()
-                else:
-                    self._extend(sent, sent_suspend, response.TTL)
-                break
+                await asyncio.wait_for(self.done.wait(), pause)
+            if self.done.is_set():
+                return
+            try:
+                await self._renew(interval)
+            except EtcdError as error:
+                if failures == 0:
+                    left = round(self.deadline - time.monotonic(), 1)
+                    log.warning("lease not renewed, trying on", seconds_left=left, error=str(error))
+                failures += 1
+            else:
+                failures = 0
+
+    async def _renew(self, timeout: float) -> None:
+        sent, sent_suspend = time.monotonic(), time.clock_gettime(_SUSPEND_CLOCK)
+        request = pb.LeaseKeepAliveRequest(ID=self.id)
+        timeout = min(timeout, self._client.transport.settings.attempt_timeout.total_seconds())
+        response = await self._client.transport.attempt(methods.LEASE_KEEP_ALIVE, request, timeout)
+        if response.TTL > 0 and self.is_alive:
+            self._extend(sent, sent_suspend, response.TTL)
+            return
+        log.warning("lease lost", has_ended_at_server=response.TTL <= 0)
+        self._end()
 
     async def _revoke(self) -> None:
         with contextlib.suppress(EtcdError, TimeoutError):

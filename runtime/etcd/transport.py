@@ -100,14 +100,14 @@ class Transport:
 
     async def attempt(self, method: Method[Req, Res], request: Req, timeout: float) -> Res:
         """One attempt at the preferred member; a failure makes the next one preferred."""
-        index = self._endpoints.preferred
+        index, token = self._endpoints.preferred, self._token
         try:
             try:
                 response = await self._send(index, method, request, timeout)
             except EtcdDenied as error:
                 if not self.settings.username or not has_stale_token(error):
                     raise
-                self.forget_token()
+                self.forget_token(token)
                 response = await self._send(index, method, request, timeout)
         except EtcdUnavailable as error:
             self.fail(index, error)
@@ -142,10 +142,16 @@ class Transport:
         self.last_contact = time.monotonic()
         self.is_connected = True
 
-    def forget_token(self) -> None:
-        """Authenticates anew before the next call."""
-        self._token = ""
-        self._has_authenticated = not self.settings.username
+    @property
+    def token(self) -> str:
+        """The token that calls carry now; empty without a user."""
+        return self._token
+
+    def forget_token(self, token: str) -> None:
+        """Authenticates anew before the next call, unless another caller has already done so since `token`."""
+        if token == self._token:
+            self._token = ""
+            self._has_authenticated = not self.settings.username
 
     async def _send(self, index: int, method: Method[Req, Res], request: Req, timeout: float) -> Res:
         if self._is_closed:
@@ -168,9 +174,10 @@ class Transport:
 
     @staticmethod
     async def _send_once(stream: Stream[Req, Res], request: Req, timeout: float) -> Res:
+        deadline = time.monotonic() + timeout
         try:
             await stream.send(request, timeout)
-            response = await stream.receive(timeout)
+            response = await stream.receive(deadline - time.monotonic())
         finally:
             await stream.close()
         if response is None:
@@ -234,9 +241,9 @@ class Stream(Generic[Req, Res]):
 
     async def receive(self, timeout: float) -> Res | None:
         """The next message, or None when there is none yet: the read goes on, and the next call picks it up."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._call.read())
         task = self._reading
+        if task is None:
+            task = self._reading = asyncio.ensure_future(self._call.read())
         done, _ = await asyncio.wait({task}, timeout=max(timeout, 0))
         if not done:
             return None

@@ -41,6 +41,9 @@ class EtcdSettings:
     watch_check_every: timedelta = timedelta(seconds=2)
     """A watch that is silent for this long asks the member for a sign of life, and waits as long again for it."""
 
+    max_message_bytes: int = 64 << 20
+    """Largest answer that is accepted; a listing that exceeds it is fetched in smaller pages."""
+
     @property
     def plain_password(self) -> str:
         """The password in clear."""

@@ -15,9 +15,11 @@ from runtime.etcd.errors import (
     STALE_TOKEN,
     EtcdCompacted,
     EtcdDeadline,
+    EtcdDenied,
     EtcdError,
     EtcdUnavailable,
     EtcdWatchCancelled,
+    has_stale_token,
 )
 from runtime.etcd.methods import WATCH
 from runtime.etcd.pb import rpc_pb2 as pb
@@ -47,6 +49,9 @@ class Watcher:
         self._failures = 0
         self._patience = 1
         self._is_asking = False
+        self._quiet_since = 0.0
+        self._check_every = transport.settings.watch_check_every.total_seconds()
+        self._token = ""
         self._may_renew_token = bool(transport.settings.username)
 
     async def next(self, timeout: float | None = None) -> WatchBatch | None:
@@ -57,6 +62,12 @@ class Watcher:
                 stream = self._stream or await self._open()
                 batch = await self._receive(stream, deadline)
             except EtcdUnavailable as error:
+                await self._reopen_later(error, deadline)
+                batch = None
+            except EtcdDenied as error:
+                if not (self._may_renew_token and has_stale_token(error)):
+                    raise
+                self._renew_token()
                 await self._reopen_later(error, deadline)
                 batch = None
             if batch is not None or (deadline is not None and time.monotonic() >= deadline):
@@ -72,6 +83,7 @@ class Watcher:
         self._parts.clear()
         self._is_asking = False
         stream = self._stream = await self._transport.open(WATCH)
+        self._token = self._transport.token
         create = pb.WatchCreateRequest(
             key=self._prefix.encode() or b"\0",
             range_end=range_end(self._prefix),
@@ -88,6 +100,7 @@ class Watcher:
         if response.canceled:
             self._raise_cancelled(response)
         self._watch_id = response.watch_id
+        self._quiet_since = time.monotonic()
         self._may_renew_token = bool(self._transport.settings.username)
         return stream
 
@@ -95,22 +108,23 @@ class Watcher:
         self, stream: Stream[pb.WatchRequest, pb.WatchResponse], deadline: float | None
     ) -> WatchBatch | None:
         """Waits for one message, for the deadline or for a silence that is too long, whichever comes first."""
-        silence = self._transport.settings.watch_check_every.total_seconds() * (
-            self._patience if self._is_asking else 1
-        )
-        left = silence if deadline is None else deadline - time.monotonic()
-        response = await stream.receive(min(silence, left))
+        silence = self._check_every * (self._patience if self._is_asking else 1)
+        too_late = self._quiet_since + silence
+        until = too_late if deadline is None else min(too_late, deadline)
+        response = await stream.receive(until - time.monotonic())
         if response is not None:
+            self._quiet_since = time.monotonic()
             self._failures = 0
             self._is_asking = False
             return self._take(response)
-        if left <= silence:
+        if until < too_late:
             return None
         if self._is_asking:
             # A member that is still reading old history for us may not answer either: wait longer each time.
             self._patience = min(self._patience * 2, _MAX_PATIENCE)
             raise EtcdDeadline(f"etcd at {stream.address}: a watch has been silent for too long")
         self._is_asking = True
+        self._quiet_since = time.monotonic()
         await stream.send(_PROGRESS, silence)
         return None
 
@@ -138,10 +152,14 @@ class Watcher:
         if any(text in reason for text in _TRANSIENT_REASONS):
             raise EtcdUnavailable(f"etcd ended a watch: {reason}")
         if self._may_renew_token and any(text in reason for text in _TOKEN_REASONS):
-            self._may_renew_token = False
-            self._transport.forget_token()
+            self._renew_token()
             raise EtcdUnavailable(f"etcd ended a watch, its token may have expired: {reason}")
         raise EtcdWatchCancelled(reason)
+
+    def _renew_token(self) -> None:
+        """Once for each time that a watch stood: a new token that is refused as well means what it says."""
+        self._may_renew_token = False
+        self._transport.forget_token(self._token)
 
     async def _reopen_later(self, error: EtcdError, deadline: float | None) -> None:
         stream, self._stream = self._stream, None
