@@ -1,0 +1,32 @@
+"""The Python SDK: a client that goes straight to the owner. It imports nothing of the server's side."""
+
+from gateway.client.client import Client, connect
+from gateway.client.model import (
+    ClientSettings,
+    DatasetColumns,
+    Decision,
+    Delete,
+    Page,
+    Put,
+    Receipt,
+    RouteChange,
+    Row,
+    ShardOwner,
+    TlsFiles,
+)
+
+__all__ = [
+    "Client",
+    "ClientSettings",
+    "DatasetColumns",
+    "Decision",
+    "Delete",
+    "Page",
+    "Put",
+    "Receipt",
+    "RouteChange",
+    "Row",
+    "ShardOwner",
+    "TlsFiles",
+    "connect",
+]
