@@ -1,0 +1,163 @@
+"""The demo from beginning to end, as a list of steps that share one state.
+
+Each step does one thing against the running stack and prints what it saw; a fault is collected, not hidden, and the
+report at the end fails loudly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import regiongate
+from policy.compile import Policy, compile_policy
+from policy.loading import load_policy_files
+from regiongate.cli.output import say, stderr
+from regiongate.cli.trace import draw
+from regiongate.cli.trace_tree import build_tree, lay_out
+from regiongate.demo import placement, show
+from regiongate.demo.crossings import CROSSINGS, Answer, pick_keys, try_crossing
+from regiongate.demo.load import write_places
+from regiongate.demo.places import DATASET, Place, load_places
+from regiongate.demo.stack import make_folder, policy_file, running_stack
+from runtime.telemetry.spans import SpanRecord, read_spans
+from runtime.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from runtime.stack_file import StackFile
+
+HOME_IDC = "sin"
+"""Where the demo's client enters; the traced read crosses from here to the EU."""
+SPAN_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Demo:
+    """What the steps know of each other."""
+
+    data_dir: Path
+    stack: StackFile
+    policy: Policy
+    places: list[Place]
+    facts: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def entry(self, idc: str) -> str:
+        """Address of the IDC's gateway."""
+        return self.stack.idcs[idc].gateway
+
+
+async def load_rows(demo: Demo) -> None:
+    """Writes every place through the SDK, which takes each to its owner."""
+    show.section(
+        1, f"Load {len(demo.places):,} places, each tagged with its country's code, through the gateway in {HOME_IDC}"
+    )
+    columns = (TextColumn("   {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    start = time.perf_counter()
+    async with regiongate.connect(demo.entry(HOME_IDC)) as client:
+        with Progress(*columns, console=stderr(), transient=True) as progress:
+            task = progress.add_task("rows", total=len(demo.places))
+            await write_places(client, demo.places, lambda rows: progress.advance(task, rows))
+    seconds = time.perf_counter() - start
+    rate = len(demo.places) / seconds
+    show.line(f"{len(demo.places):,} rows are durable after {seconds:.1f} s ({rate:,.0f} rows/s)")
+    demo.facts["rows written"] = f"{len(demo.places):,} ({rate:,.0f} rows/s)"
+
+
+async def prove_placement(demo: Demo) -> None:
+    """Reads every database directly and compares with the policy and the data file."""
+    show.section(2, "Read each database directly, past the gateways: which rows lie where")
+    urls = {idc: entry.database for idc, entry in demo.stack.idcs.items()}
+    stored = await placement.read_databases(urls, DATASET)
+    found = placement.judge(demo.policy, demo.places, stored)
+    show.placement(found, demo.policy.idcs)
+    demo.faults += found.wrong
+    demo.facts["rows found in the databases"] = f"{found.total:,}"
+    demo.facts["misplaced, missing or doubled"] = str(len(found.wrong)) if found.wrong else "none"
+
+
+async def cross_borders(demo: Demo) -> None:
+    """Reads across borders, and shows by which rule each was decided."""
+    show.section(3, "Read across borders: the rule that decides is named in every answer")
+    keys = pick_keys(demo.places)
+    answers: list[Answer] = []
+    for crossing in CROSSINGS:
+        async with regiongate.connect(demo.entry(crossing.entry_idc)) as client:
+            answers.append(await try_crossing(client, crossing, keys))
+    show.crossings(answers, demo.policy.idcs)
+    wrong = [answer for answer in answers if not answer.is_expected]
+    demo.faults += [f"a read of {a.crossing.region_code} from {a.crossing.entry_idc} was {a.outcome}" for a in wrong]
+    denied = sum(answer.outcome == "denied" for answer in answers)
+    demo.facts["reads across borders"] = f"{len(answers)} made, {denied} denied, each by the rule expected"
+
+
+async def show_trace(demo: Demo) -> None:
+    """Traces one read that a gateway forwards to another jurisdiction, down to the statement."""
+    show.section(4, f"One read from {HOME_IDC}, forwarded to the EU and back, as a trace")
+    trace_id = secrets.token_hex(16)
+    traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
+    tracing = Tracing("client", "", 1.0, demo.data_dir / "traces", "demo")
+    try:
+        async with regiongate.connect(demo.entry(HOME_IDC), direct=False, tracing=tracing) as client:
+            key = pick_keys(demo.places)["DE"]
+            await client.get(DATASET, "DE", key, purpose="support", traceparent=traceparent)
+    finally:
+        tracing.shutdown()
+    spans = await _wait_for_spans(demo.data_dir, trace_id)
+    draw(trace_id, lay_out(build_tree(spans)))
+    idcs = sorted({span.idc for span in spans if span.idc})
+    if len(idcs) < 2:
+        demo.faults.append("the trace does not reach across two IDCs")
+    demo.facts["trace"] = f"{len(spans)} spans in {', '.join(idcs)}: regiongate trace show {trace_id[:8]}"
+
+
+async def _wait_for_spans(data_dir: Path, trace_id: str) -> list[SpanRecord]:
+    """The trace's spans, once the owner's statement is among them; processes write theirs within half a second."""
+    end = time.monotonic() + SPAN_SECONDS
+    while True:
+        spans = list(read_spans(data_dir / "traces", trace_id))
+        if any(span.name.startswith("db.") for span in spans) or time.monotonic() > end:
+            return spans
+        await asyncio.sleep(0.1)
+
+
+STEPS: tuple[Callable[[Demo], Awaitable[None]], ...] = (load_rows, prove_placement, cross_borders, show_trace)
+
+
+async def run(data_dir: Path | None, *, keep: bool) -> int:
+    """Runs the demo; returns the exit code, 0 only when every row lies where its law says."""
+    folder = make_folder(data_dir)
+    try:
+        return await _run_in(folder, keep=keep)
+    finally:
+        if data_dir is None and not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _run_in(folder: Path, *, keep: bool) -> int:
+    policy = compile_policy(load_policy_files(policy_file()).document, revision=1)
+    places = load_places()
+    start = time.perf_counter()
+    async with running_stack(folder) as stack:
+        demo = Demo(folder, stack, policy, places)
+        demo.facts["IDCs"] = ", ".join(f"{idc} ({policy.idcs[idc]})" for idc in stack.idcs)
+        demo.facts["ready after"] = f"{time.perf_counter() - start:.1f} s"
+        for step in STEPS:
+            await step(demo)
+        show.section(len(STEPS) + 1, "Report")
+        demo.facts["time in all"] = f"{time.perf_counter() - start:.0f} s"
+        show.report(demo.facts, demo.faults)
+        if keep:
+            say(f"the stack goes on with its data in {folder}; Ctrl-C ends it")
+            say(f"try: regiongate shards list --data-dir {folder}")
+            await asyncio.Event().wait()
+    return 1 if demo.faults else 0
