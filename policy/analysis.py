@@ -44,7 +44,7 @@ def analyse(draft: Draft, report: Report) -> None:
     for path, entry in draft.expectations():
         check_expectation_form(entry, path, draft, report)
         _check_names((entry.region,), (*path, "region"), context)
-    if draft.is_whole:
+    if draft.is_whole and covered is not None:
         check_coverage(context, covered)
     if draft.is_whole and not report.has_errors:
         policy = compile_policy(draft.document, 0)
@@ -75,17 +75,22 @@ def check_rule_names(context: Context) -> None:
         first.setdefault(rule.name, path)
 
 
-def check_residency(context: Context) -> dict[str, str]:
-    """Weights and jurisdictions are lawful, and no code is under two rules; returns the rule of each code."""
+def check_residency(context: Context) -> dict[str, str] | None:
+    """Weights and jurisdictions are lawful, and no code is under two rules.
+
+    Returns the rule of each code; None when a name stands for nothing, so that coverage cannot be known.
+    """
     owner: dict[str, str] = {}
+    is_known = True
     for path, rule in context.draft.residency():
         _check_jurisdictions(rule, path, context)
         _check_weights(rule, path, context)
         for number, name in enumerate(rule.regions):
             here = (*path, "regions", number)
             codes = _expand(name, here, context)
+            is_known = is_known and codes is not None
             taken: dict[str, list[str]] = {}
-            for code in codes:
+            for code in codes or ():
                 if code in owner:
                     taken.setdefault(owner[code], []).append(code)
                 owner.setdefault(code, rule.name)
@@ -96,7 +101,7 @@ def check_residency(context: Context) -> dict[str, str]:
                 if other == rule.name:
                     what = f"{shorten(clash)} {verb} named twice in rule {other}"
                 context.report.error("OVERLAP", what, here)
-    return owner
+    return owner if is_known else None
 
 
 def _check_jurisdictions(rule: ResidencyRule, path: Path, context: Context) -> None:
@@ -166,7 +171,7 @@ def check_coverage(context: Context, covered: dict[str, str]) -> None:
         places = {code: (*path, "regions", number) for number, code in enumerate(rule.regions)}
         named |= {code: place for code, place in places.items() if code not in named}
     for path, entry in context.draft.expectations():
-        missing = [code for code in _expand(entry.region, None, context) if code not in covered]
+        missing = [code for code in _expand(entry.region, None, context) or () if code not in covered]
         if missing:
             report.error("UNCOVERED", f"no residency rule covers {shorten(missing)}", (*path, "region"))
     for code, path in named.items():
@@ -198,10 +203,10 @@ def _check_names(names: Iterable[str], path: Path, context: Context) -> None:
         _expand(name, path if path[-1] == "region" else (*path, number), context)
 
 
-def _expand(name: str, path: Path | None, context: Context) -> tuple[str, ...]:
-    """RegionCodes of a name; none, and a finding at `path`, when it stands for nothing."""
+def _expand(name: str, path: Path | None, context: Context) -> tuple[str, ...] | None:
+    """RegionCodes of a name; None, and a finding at `path`, when it stands for nothing."""
     if context.draft.may_have("groups", name):
-        return ()
+        return None
     try:
         return context.groups.expand((name,))
     except UnknownName as error:
@@ -219,7 +224,7 @@ def _expand(name: str, path: Path | None, context: Context) -> tuple[str, ...]:
         code, message = "GROUP_DEPTH", str(error)
     if path is not None and not is_told:
         context.report.error(code, message, path)
-    return ()
+    return None
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
