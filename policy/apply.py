@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from policy.compile import Policy
     from policy.store import PolicyStore
 
-log = structlog.get_logger("regiongate.policy.apply")
+log = structlog.get_logger(__name__)
 
 SCHEMA_GRACE = timedelta(seconds=5)
 """How long `apply` waits for databases to get new datasets and columns, after the law is effective."""

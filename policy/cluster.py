@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from policy.records import Keys
     from runtime.etcd import KeyValue
 
-log = structlog.get_logger("regiongate.policy.cluster")
+log = structlog.get_logger(__name__)
 
 
 class KnownShard(NamedTuple):

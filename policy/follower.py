@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from policy.records import GatewayRecord, Keys
     from runtime.etcd import EtcdClient
 
-log = structlog.get_logger("regiongate.policy.follower")
+log = structlog.get_logger(__name__)
 
 LAG_ALLOWED = timedelta(seconds=2)
 """How long an event may take longer than a direct read before the watch counts as stuck."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from policy.records import Keys
     from runtime.etcd import EtcdClient
 
-log = structlog.get_logger("regiongate.policy.presence")
+log = structlog.get_logger(__name__)
 
 MARGIN = 0.1
 """Share of the lease's time given up against clocks that run at different speeds."""

@@ -28,7 +28,7 @@ class PolicyServiceStub:
         regiongate.v1.policy_service_pb2.ListPolicyRevisionsRequest,
         regiongate.v1.policy_service_pb2.ListPolicyRevisionsResponse,
     ]
-    """Newest first."""
+    """Newest first, without their documents: GetPolicy reads those."""
 
     ValidatePolicy: grpc.UnaryUnaryMultiCallable[
         regiongate.v1.policy_service_pb2.ValidatePolicyRequest,
@@ -74,7 +74,7 @@ class PolicyServiceAsyncStub:
         regiongate.v1.policy_service_pb2.ListPolicyRevisionsRequest,
         regiongate.v1.policy_service_pb2.ListPolicyRevisionsResponse,
     ]
-    """Newest first."""
+    """Newest first, without their documents: GetPolicy reads those."""
 
     ValidatePolicy: grpc.aio.UnaryUnaryMultiCallable[
         regiongate.v1.policy_service_pb2.ValidatePolicyRequest,
@@ -124,7 +124,7 @@ class PolicyServiceServicer(metaclass=abc.ABCMeta):
         request: regiongate.v1.policy_service_pb2.ListPolicyRevisionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[regiongate.v1.policy_service_pb2.ListPolicyRevisionsResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.ListPolicyRevisionsResponse]]:
-        """Newest first."""
+        """Newest first, without their documents: GetPolicy reads those."""
 
     @abc.abstractmethod
     def ValidatePolicy(

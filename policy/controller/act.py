@@ -1,0 +1,109 @@
+"""Carries out what was decided: transactions on etcd and calls to the IDCs, nothing of its own choosing.
+
+Every transaction compares the election: a controller that was paused and wakes up after another has taken over changes
+nothing. Assignments also compare the policy that they were decided by, so that none can slip in after another policy
+has become current; each shard's record is compared with the one that was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from policy.controller.decide import SHARDS_PER_TRANSACTION, Assign, NoteRollout, Open
+from policy.controller.peers import OpeningFailed
+from policy.model import Phase
+from policy.records import ShardRecord
+from runtime.etcd import compare_create_revision, compare_mod_revision, put_op
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from policy.cluster import KnownShard
+    from policy.controller.decide import Action
+    from policy.controller.peers import PeerCalls
+    from policy.records import Keys
+    from runtime.etcd import Compare, EtcdClient, Leadership, Op
+
+FIRST_EPOCH = 1
+
+
+class WorldChanged(Exception):
+    """Something is not as it was seen: look again, decide again."""
+
+
+class Actor:
+    """Acts for one leadership."""
+
+    def __init__(self, client: EtcdClient, keys: Keys, leadership: Leadership, peers: PeerCalls) -> None:
+        self._client = client
+        self._keys = keys
+        self._leadership = leadership
+        self._peers = peers
+        self.store_revision = 0
+        """Of the newest transaction; what is seen next should not be older."""
+
+    async def perform(
+        self, actions: Sequence[Action], shards: Mapping[tuple[str, int], KnownShard], policy_mod_revision: int
+    ) -> dict[str, str]:
+        """Performs the actions; returns the IDCs where one has failed, and why.
+
+        `shards` and `policy_mod_revision` are what the actions were decided by.
+
+        Raises:
+            WorldChanged: a compare did not hold.
+            EtcdError: etcd does not answer or refuses.
+        """
+        for action in actions:
+            if isinstance(action, Assign):
+                await self._assign(action, policy_mod_revision)
+        openings = [action for action in actions if isinstance(action, Open)]
+        # All IDCs at once: one that hangs does not hold up the others.
+        results = await asyncio.gather(*(self._open(it, shards) for it in openings), return_exceptions=True)
+        failures: dict[str, str] = {}
+        for opening, result in zip(openings, results, strict=True):
+            if isinstance(result, OpeningFailed):
+                failures[opening.idc] = str(result)
+            elif isinstance(result, BaseException):
+                raise result
+        for action in actions:
+            if isinstance(action, NoteRollout):
+                await self._note(action)
+        return failures
+
+    async def _assign(self, action: Assign, policy_mod_revision: int) -> None:
+        compares = [compare_mod_revision(self._keys.policy_current, policy_mod_revision)]
+        puts: list[Op] = []
+        for region_code, shard, owner in action.owners:
+            key = self._keys.shard(region_code, shard)
+            record = ShardRecord(owner, FIRST_EPOCH, Phase.OPENING, action.policy_revision, rollout=action.rollout)
+            compares.append(compare_create_revision(key, 0))
+            puts.append(put_op(key, record.encode()))
+        await self._transact(compares, puts)
+
+    async def _open(self, action: Open, shards: Mapping[tuple[str, int], KnownShard]) -> None:
+        epochs = {shard: shards[shard].record.epoch for shard in action.shards}
+        refused = await self._peers.open_shards(action.peers, epochs)
+        opened = [shard for shard in action.shards if shard not in refused]
+        for start in range(0, len(opened), SHARDS_PER_TRANSACTION):
+            compares: list[Compare] = []
+            puts: list[Op] = []
+            for region_code, shard in opened[start : start + SHARDS_PER_TRANSACTION]:
+                key, known = self._keys.shard(region_code, shard), shards[region_code, shard]
+                compares.append(compare_mod_revision(key, known.mod_revision))
+                puts.append(put_op(key, replace(known.record, phase=Phase.SERVING).encode()))
+            await self._transact(compares, puts)
+        if refused:
+            (region_code, shard), why = next(iter(refused.items()))
+            raise OpeningFailed(f"{len(refused)} shards are not open (the first is {region_code}/{shard}: {why})")
+
+    async def _note(self, action: NoteRollout) -> None:
+        key = self._keys.rollout(action.record.rollout)
+        await self._transact([compare_mod_revision(key, action.mod_revision)], [put_op(key, action.record.encode())])
+
+    async def _transact(self, compares: Sequence[Compare], puts: Sequence[Op]) -> None:
+        result = await self._client.transact([self._leadership.compare, *compares], puts)
+        if not result.succeeded:
+            raise WorldChanged
+        self.store_revision = max(self.store_revision, result.revision)

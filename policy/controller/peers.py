@@ -1,0 +1,91 @@
+"""Calls from the controller to the IDCs' gateways, on their peer listeners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import grpc
+import grpc.aio
+
+from regiongate.v1 import shard_service_pb2 as pb
+from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from regiongate.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
+    from runtime.config import PeerTlsOptions
+
+_TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+
+
+class OpeningFailed(Exception):
+    """The IDC did not open the fences; the text says why, without anything of a row."""
+
+
+class PeerCalls:
+    """Keeps a channel for each gateway that it has talked to."""
+
+    def __init__(self, credentials: grpc.ChannelCredentials | None, timeout: float) -> None:
+        self._credentials = credentials
+        self._timeout = timeout
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def open_shards(
+        self, peers: Sequence[str], shards: Mapping[tuple[str, int], int]
+    ) -> dict[tuple[str, int], str]:
+        """Has one of the IDC's gateways open the fences of shards (with their epochs).
+
+        Returns the shards that are not open at that epoch, and why. Raises OpeningFailed when no gateway has done it.
+        """
+        refs = [pb.ShardRef(region_code=code, shard=shard, epoch=epoch) for (code, shard), epoch in shards.items()]
+        reason = "no gateway"
+        for address in peers:
+            try:
+                answer = await self._stub(address).OpenShards(pb.OpenShardsRequest(shards=refs), timeout=self._timeout)
+            except grpc.aio.AioRpcError as error:
+                reason = f"{error.code().name}: {error.details()}"
+                if error.code() in _TRY_ANOTHER:
+                    continue
+                break
+            found = {(fence.region_code, fence.shard): fence for fence in answer.fences}
+            return {shard: why for shard, epoch in shards.items() if (why := _why_not(found.get(shard), epoch))}
+        raise OpeningFailed(reason)
+
+    async def close(self) -> None:
+        """Closes all channels."""
+        while self._channels:
+            await self._channels.popitem()[1].close()
+
+    async def keep_only(self, addresses: set[str]) -> None:
+        """Closes the channels to gateways that are gone."""
+        for address in self._channels.keys() - addresses:
+            await self._channels.pop(address).close()
+
+    def _stub(self, address: str) -> ShardServiceAsyncStub:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = (
+                grpc.aio.secure_channel(address, self._credentials)
+                if self._credentials is not None
+                else grpc.aio.insecure_channel(address)
+            )
+            self._channels[address] = channel
+        return cast("ShardServiceAsyncStub", ShardServiceStub(channel))
+
+
+def _why_not(fence: pb.ShardFence | None, epoch: int) -> str:
+    if fence is None:
+        return "no fence"
+    if (fence.mode, fence.epoch) != ("serving", epoch):
+        return f"its fence is {fence.mode} at epoch {fence.epoch}, not serving at {epoch}"
+    return ""
+
+
+def credentials_of(options: PeerTlsOptions) -> grpc.ChannelCredentials | None:
+    """What the controller shows to gateways and expects of them; None for plaintext."""
+    if not (options.peer_ca_file and options.peer_key_file and options.peer_cert_file):
+        return None
+    return grpc.ssl_channel_credentials(
+        options.peer_ca_file.read_bytes(), options.peer_key_file.read_bytes(), options.peer_cert_file.read_bytes()
+    )

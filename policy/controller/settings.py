@@ -1,0 +1,29 @@
+"""Settings of a controller process."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field
+
+from runtime.config import EtcdOptions, PeerTlsOptions, Settings, TelemetryOptions
+
+
+# pydantic's two kinds of base class declare `model_config` as two types; it merges them.
+class ControllerSettings(Settings, EtcdOptions, PeerTlsOptions, TelemetryOptions):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """One controller; of all that run, the elected one works."""
+
+    controller: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9.-]{0,60})?$",
+        description="Name of this controller, for people; made up when empty.",
+    )
+    lease_ttl: timedelta = Field(
+        default=timedelta(seconds=10),
+        ge=timedelta(seconds=2),
+        le=timedelta(minutes=5),
+        description="Seconds after which another controller takes over from one that is not heard of.",
+    )
+    open_timeout: timedelta = Field(
+        default=timedelta(seconds=5), gt=timedelta(), description="Seconds that an IDC has to open its fences."
+    )
