@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from policy.model import Dataset, Residency
 
 NO_JURISDICTION = ""
-"""Jurisdiction of an asker that the policy does not know: never allowed anything."""
+"""Jurisdiction of an asker that the policy does not know: no rule can name it, so nothing is allowed to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,10 @@ def judge(
 ) -> AccessDecision:
     """The decision for one asker."""
     asker, region_code = question.jurisdiction, question.region_code
-    if asker != NO_JURISDICTION and asker in residency.jurisdictions:
+    if asker in residency.jurisdictions:
         home = f"{asker} is among the jurisdictions that may hold {region_code}"
         return AccessDecision(True, residency.rule, home, revision, asker, crosses_border=False)
-    rule = first_fit(rules, question) if asker != NO_JURISDICTION else None
+    rule = first_fit(rules, question)
     if rule is None:
         who = f"askers from {asker}" if asker else "an asker whose IDC the policy does not know"
         denied = (

@@ -29,7 +29,7 @@ def quotas(weights: Mapping[str, int], shards: int, current: Mapping[int, str]) 
     floors = {idc: shards * weight // total for idc, weight in weights.items()}
     left = shards - sum(floors.values())
     by_claim = sorted(
-        (idc for idc in weights if weights[idc]),
+        weights,
         key=lambda idc: (-(shards * weights[idc] % total), held[idc] <= floors[idc], idc),
     )
     for idc in by_claim[:left]:

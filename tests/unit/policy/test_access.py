@@ -54,6 +54,13 @@ def test_every_asker_must_be_allowed_and_the_border_speaks():
     assert not policy.decide("customers", "DE", ("fra", "sha"), READ, "support").allowed
 
 
+def test_what_is_withheld_from_one_asker_is_withheld_l1():
+    rule = "  - {name: audit, regions: [DE], from: [CN], operations: [read], purposes: [support], withhold: [money]}\n"
+    text = bend(("access:\n", f"access:\n{rule}"), ("spend: {type: int64}", "spend: {type: int64, class: money}"))
+    both = compiled(text).decide("customers", "DE", ("sin", "sha"), READ, "support")
+    assert (both.rule, both.withheld) == ("eu-support", {"name", "spend"})
+
+
 @pytest.mark.parametrize("askers", [(), ("mars",), ("fra", "mars"), ("",)])
 def test_an_asker_that_the_policy_does_not_know_is_denied_l8(askers):
     decision = compiled().decide("customers", "DE", askers, READ, "support")
