@@ -1,10 +1,19 @@
-"""The rows that every figure uses: the dataset `customers` of the demo's policy, RegionCode DE, owned by fra or ams."""
+"""The rows that every figure uses: dataset `customers` of the demo's policy, RegionCode SG, all of it owned by sin."""
 
 from __future__ import annotations
 
+from itertools import count
+
 DATASET = "customers"
-REGION = "DE"
+REGION = "SG"
+IDC = "sin"
+FOREIGN_REGION = "DE"
+"""Owned by other IDCs than `IDC`, readable from there for the purpose below."""
+FOREIGN_PURPOSE = "support"
 KEYS = 4_000
+
+unique = count(1)
+"""Numbers that are never used twice in a run."""
 
 
 def key(number: int) -> str:
