@@ -86,7 +86,7 @@ class PolicyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicyRevisions(self, request, context):
-        """Newest first.
+        """Newest first, without their documents: GetPolicy reads those.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
