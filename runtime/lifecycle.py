@@ -85,11 +85,11 @@ async def _run(main: Callable[[asyncio.Event], Awaitable[int | None]]) -> int | 
     stop = asyncio.Event()
 
     def receive(number: signal.Signals) -> None:
+        # Act before talking: the log may go to a pipe that nobody reads any more.
         if stop.is_set():
-            log.warning("second signal, leaving at once", signal=number.name)
             os._exit(_EXIT_SECOND_SIGNAL)
-        log.info("stopping", signal=number.name)
         stop.set()
+        log.info("stopping", signal=number.name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, receive, number)

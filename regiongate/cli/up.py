@@ -22,6 +22,7 @@ from runtime.supervisor.errors import StackError
 from runtime.supervisor.folder import DataFolder, Layout
 from runtime.supervisor.ports import choose_ports
 from runtime.supervisor.stack import Stack, StackOptions, port_uses
+from runtime.telemetry.logs import setup_logging
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -70,6 +71,7 @@ def up(
     """
     names = tuple(part.strip() for part in idcs.split(",") if part.strip())
     options = UpOptions(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart)
+    setup_logging("up", log_format="console", level="warning")
     try:
         with DataFolder.open(data_dir) as folder:
             raise typer.Exit(run(lambda stop: _up(options, folder, stop)))

@@ -63,10 +63,7 @@ class Stack:
         self._began = time.monotonic()
         self._keeper = Keeper(tell, self._save, can_restart=options.can_restart)
         self._etcd = EmbeddedEtcd(options.data_dir / "etcd", options.ports["etcd"], options.ports["etcd peer"])
-        self._databases = {
-            idc: EmbeddedPostgres(options.data_dir / "postgres" / idc, options.ports[f"database of {idc}"])
-            for idc in options.idcs
-        }
+        self._databases = self._describe_databases()
 
     @property
     def gateways(self) -> dict[str, str]:
@@ -74,13 +71,17 @@ class Stack:
         return {idc: f"{HOST}:{self._options.ports[f'gateway of {idc}']}" for idc in self._options.idcs}
 
     async def start(self) -> None:
-        """Starts everything; returns when each gateway is healthy. Raises `StackError`; then call `stop`."""
+        """Starts everything side by side; returns when etcd and the databases answer.
+
+        Raises `StackError`, alone or in a group; then call `stop`.
+        """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._start_databases())
             group.create_task(self._start_etcd())
+            group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
+            await self._make_databases()
             for idc in self._options.idcs:
                 group.create_task(self._start_own("gateway", idc, GATEWAY_STAGE))
-            group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
+                group.create_task(self._start_database(idc))
 
     async def wait_healthy(self) -> None:
         """Waits until every gateway answers."""
@@ -106,10 +107,34 @@ class Stack:
         await self._add(Member("etcd", "etcd", "", self._etcd, ETCD_STAGE))
         self._tell(f"etcd answers on {self._etcd.endpoint} ({time.monotonic() - began:.1f} s)")
 
-    async def _start_databases(self) -> None:
+    def _describe_databases(self) -> dict[str, EmbeddedPostgres]:
+        """One database for each IDC; the first of those to be made is the template of the others.
+
+        A folder is a template only in the run that makes it and before its server has ever been started: what an IDC
+        has stored must never be copied to another (law L1).
+        """
+        root, ports = self._options.data_dir / "postgres", self._options.ports
+        missing = [idc for idc in self._options.idcs if not (root / idc / "data").exists()]
+        # The template comes first, so that it is made first.
+        idcs = sorted(self._options.idcs, key=lambda idc: idc in missing[1:])
+        return {
+            idc: EmbeddedPostgres(
+                root / idc,
+                ports[f"database of {idc}"],
+                template=root / missing[0] if idc in missing[1:] else None,
+            )
+            for idc in idcs
+        }
+
+    async def _make_databases(self) -> None:
+        """Makes the folders that are not there yet; afterwards each database's URL is known."""
+        began = time.monotonic()
+        first, *others = self._databases.values()
+        await first.prepare()
         async with asyncio.TaskGroup() as group:
-            for idc in self._options.idcs:
-                group.create_task(self._start_database(idc))
+            for database in others:
+                group.create_task(database.prepare())
+        self._tell(f"database folders are made ({time.monotonic() - began:.1f} s)")
 
     async def _start_database(self, idc: str) -> None:
         began = time.monotonic()
