@@ -188,5 +188,10 @@ class EtcdClient:
         """Like `status`, without the warning."""
         response = (await self.transport.call(methods.STATUS, pb.StatusRequest())).response
         return MemberStatus(
-            response.version, response.leader, response.raftTerm, response.dbSize, tuple(response.errors)
+            version=response.version,
+            member_id=response.header.member_id,
+            leader=response.leader,
+            raft_term=response.raftTerm,
+            database_bytes=response.dbSize,
+            errors=tuple(response.errors),
         )

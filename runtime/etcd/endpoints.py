@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runtime.etcd.methods import Method
     from runtime.etcd.types import EtcdSettings
 
+_DEFAULT_PORT = 2379
 _OPTIONS = (
     # etcd answers pings more frequent than one in 5 s with GOAWAY too_many_pings, and that kills the watches.
     ("grpc.keepalive_time_ms", 10_000),
@@ -43,10 +44,13 @@ class Endpoint:
 def parse_endpoint(text: str, *, default_tls: bool) -> Endpoint:
     """Reads `host:port` or a URL; raises ValueError with the text that does not fit."""
     parts = urlsplit(text if "://" in text else f"{'https' if default_tls else 'http'}://{text}")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/"):
+    try:
+        host, port = parts.hostname or "", parts.port or _DEFAULT_PORT
+    except ValueError:
+        host, port = "", 0
+    if parts.scheme not in {"http", "https"} or not host or parts.path.strip("/"):
         raise ValueError(f"not an etcd endpoint: {text!r} (want host:port, http://host:port or https://host:port)")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return Endpoint(f"{host}:{parts.port or 2379}", parts.scheme == "https")
+    return Endpoint(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", parts.scheme == "https")
 
 
 class Endpoints:

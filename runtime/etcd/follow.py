@@ -41,12 +41,16 @@ class Audit:
     def __init__(self, listing: Listing, sections: tuple[str, ...]) -> None:
         self._sections = sections
         self._known = {item.key: item.mod_revision for item in listing.items}
-        self._owed: dict[str, int] = {}
+        self._latest: dict[str, int] = {}
+        self._listed_at = listing.revision
+        self._behind: dict[str, int] = {}
+        self._gone: set[str] = set()
 
     @property
     def owed(self) -> int:
-        """Number of changes that a listing has shown and the watch has not."""
-        return len(self._owed)
+        """Number of keys whose last change a listing has shown and the watch has not."""
+        behind = sum(self._latest.get(key, 0) < revision for key, revision in self._behind.items())
+        return behind + sum(self._known.get(key, self._listed_at + 1) <= self._listed_at for key in self._gone)
 
     def note(self, batch: WatchBatch) -> None:
         """Takes note of what the watch has delivered."""
@@ -58,15 +62,16 @@ class Audit:
                 self._known[key] = revision
             else:
                 self._known.pop(key, None)
-            if revision >= self._owed.get(key, revision + 1):
-                del self._owed[key]
+            if key in self._behind:
+                self._latest[key] = revision
 
     def compare(self, listing: Listing) -> None:
         """Compares with a listing that was made after the last noted batch, so it is never behind what is known."""
         listed = {item.key: item.mod_revision for item in listing.items}
-        newer = {key: revision for key, revision in listed.items() if self._known.get(key, 0) < revision}
-        gone = {key: revision + 1 for key, revision in self._known.items() if key not in listed}
-        self._owed = newer | gone
+        self._listed_at = listing.revision
+        self._latest.clear()
+        self._behind = {key: revision for key, revision in listed.items() if self._known.get(key, 0) < revision}
+        self._gone = self._known.keys() - listed.keys()
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Transport:
         self.settings = settings
         self.is_connected = False
         self.last_contact = float("-inf")
-        self._endpoints = Endpoints(settings)
+        self.endpoints = Endpoints(settings)
         self._token = ""
         self._authenticating = asyncio.Lock()
         self._has_authenticated = not settings.username
@@ -71,7 +71,7 @@ class Transport:
     async def close(self) -> None:
         """Ends all calls and connections."""
         self._is_closed = True
-        await self._endpoints.close()
+        await self.endpoints.close()
 
     async def call(
         self, method: Method[Req, Res], request: Req, *, may_repeat: bool = True, again: Req | None = None
@@ -90,7 +90,7 @@ class Transport:
             except EtcdUnavailable as error:
                 is_repeat = is_repeat or error.may_have_applied
                 # The first round over the members goes without waiting.
-                delay = back_off(failures - len(self._endpoints) + 1) if failures >= len(self._endpoints) - 1 else 0.0
+                delay = back_off(failures - len(self.endpoints) + 1) if failures >= len(self.endpoints) - 1 else 0.0
                 failures += 1
                 out_of_time = time.monotonic() + delay >= deadline
                 if self._is_closed or out_of_time or (error.may_have_applied and not may_repeat):
@@ -100,7 +100,7 @@ class Transport:
 
     async def attempt(self, method: Method[Req, Res], request: Req, timeout: float) -> Res:
         """One attempt at the preferred member; a failure makes the next one preferred."""
-        index, token = self._endpoints.preferred, self._token
+        index, token = self.endpoints.preferred, self._token
         try:
             try:
                 response = await self._send(index, method, request, timeout)
@@ -119,18 +119,18 @@ class Transport:
         """Opens a stream at the preferred member; nothing is known of it until it answers."""
         if self._is_closed:
             raise EtcdRejected("the etcd client is closed")
-        index = self._endpoints.preferred
+        index = self.endpoints.preferred
         try:
             metadata = await self._metadata(index, method, self.settings.attempt_timeout.total_seconds())
         except EtcdUnavailable as error:
             self.fail(index, error)
             raise
-        call = self._endpoints.callable(index, method)(metadata=metadata)
-        return Stream(self, call, index, self._endpoints.address(index))
+        call = self.endpoints.callable(index, method)(metadata=metadata)
+        return Stream(self, call, index, self.endpoints.address(index))
 
     def fail(self, index: int, error: EtcdError) -> None:
         """Takes note that a member failed."""
-        self._endpoints.fail(index)
+        self.endpoints.fail(index)
         if self.is_connected:
             log.warning("etcd unreachable", error=str(error))
         self.is_connected = False
@@ -138,7 +138,7 @@ class Transport:
     def note_contact(self, index: int) -> None:
         """Takes note that a member answered."""
         if not self.is_connected and self.last_contact > float("-inf"):
-            log.info("etcd reachable again", endpoint=self._endpoints.address(index))
+            log.info("etcd reachable again", endpoint=self.endpoints.address(index))
         self.last_contact = time.monotonic()
         self.is_connected = True
 
@@ -158,9 +158,9 @@ class Transport:
             raise EtcdRejected("the etcd client is closed")
         metadata = await self._metadata(index, method, timeout)
         if method.is_stream:
-            call = self._endpoints.callable(index, method)(metadata=metadata)
+            call = self.endpoints.callable(index, method)(metadata=metadata)
             return await self._send_once(
-                Stream[Req, Res](self, call, index, self._endpoints.address(index)), request, timeout
+                Stream[Req, Res](self, call, index, self.endpoints.address(index)), request, timeout
             )
         return await self._send_unary(index, method, request, timeout, metadata)
 
@@ -168,9 +168,9 @@ class Transport:
         self, index: int, method: Method[Req, Res], request: Req, timeout: float, metadata: tuple[tuple[str, str], ...]
     ) -> Res:
         try:
-            return await self._endpoints.callable(index, method)(request, timeout=timeout, metadata=metadata)
+            return await self.endpoints.callable(index, method)(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise translate(error.code(), error.details() or "", self._endpoints.address(index)) from None
+            raise translate(error.code(), error.details() or "", self.endpoints.address(index)) from None
 
     @staticmethod
     async def _send_once(stream: Stream[Req, Res], request: Req, timeout: float) -> Res:
@@ -213,7 +213,7 @@ class Transport:
             self._cluster_id = cluster_id
         elif cluster_id not in {0, self._cluster_id}:
             # Revisions of two clusters cannot be compared: following one after the other would be following a lie.
-            raise EtcdRejected(f"etcd at {self._endpoints.address(index)} belongs to another cluster")
+            raise EtcdRejected(f"etcd at {self.endpoints.address(index)} belongs to another cluster")
         self.note_contact(index)
 
 

@@ -102,6 +102,7 @@ class MemberStatus:
     """What one member says of itself."""
 
     version: str
+    member_id: int
     leader: int
     """Member id of the leader; 0 when there is none."""
 

