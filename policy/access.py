@@ -10,7 +10,7 @@ from one is withheld.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from policy.document import ANY_PURPOSE
@@ -114,14 +114,4 @@ def unite(decisions: Iterable[AccessDecision]) -> AccessDecision | None:
             return decision
     speaker = next((decision for decision in all_of_them if decision.crosses_border), all_of_them[0])
     withheld = frozenset[str]().union(*(decision.withheld for decision in all_of_them))
-    if withheld == speaker.withheld:
-        return speaker
-    return AccessDecision(
-        speaker.allowed,
-        speaker.rule,
-        speaker.reason,
-        speaker.policy_revision,
-        speaker.asking_jurisdiction,
-        speaker.crosses_border,
-        withheld,
-    )
+    return speaker if withheld == speaker.withheld else replace(speaker, withheld=withheld)

@@ -71,6 +71,11 @@ def test_what_cannot_be_done_is_a_finding_with_its_place(changes, code, path):
     assert finding.line > 1
 
 
+def test_shards_are_fixed_also_while_the_first_rollout_is_still_assigning_them():
+    plan = make_plan(CURRENT, {}, compiled(bend(("shards: 8", "shards: 9")), 8))
+    assert [finding.code for finding in plan.findings] == ["SHARDS_FIXED"]
+
+
 def test_fixed_shards_come_with_a_hint():
     assert "write `shards: 8`" in _plan(("shards: 8", "shards: 9")).findings[0].message
 

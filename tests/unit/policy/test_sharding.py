@@ -24,3 +24,4 @@ def test_a_key_that_is_not_unicode_is_refused_without_being_repeated_l1():
         shard_of("secret\ud800", 16)
     assert "secret" not in str(raised.value)
     assert raised.value.__suppress_context__
+    assert raised.value.__cause__ is None
