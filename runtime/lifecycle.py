@@ -69,13 +69,17 @@ def _follow_supervisor() -> None:
         sys.exit(f"the supervisor (process {parent}) is gone")
 
 
-def run(main: Callable[[asyncio.Event], Awaitable[int | None]]) -> int:
-    """Runs an async main function under uvloop and returns its exit code (None counts as 0).
+def run(
+    main: Callable[[asyncio.Event], Awaitable[int | None]],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop,
+) -> int:
+    """Runs an async main function and returns its exit code (None counts as 0).
 
-    `main` gets the stop event; it should return soon after the event is set.
+    `main` gets the stop event; it should return soon after the event is set. The loop is uvloop's unless another
+    factory is given; None stands for asyncio's own.
     """
     _follow_supervisor()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_run(main)) or 0
 
 

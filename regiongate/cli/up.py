@@ -74,7 +74,8 @@ def up(
     setup_logging("up", log_format="console", level="warning")
     try:
         with DataFolder.open(data_dir) as folder:
-            raise typer.Exit(run(lambda stop: _up(options, folder, stop)))
+            # asyncio's own loop: uvloop cannot start a child as another user, as PostgreSQL needs under root.
+            raise typer.Exit(run(lambda stop: _up(options, folder, stop), loop_factory=None))
     except StackError as error:
         raise CommandFailed(error.reason, error.message, error.hint) from error
 

@@ -55,6 +55,7 @@ class Keeper:
         self._tell = tell
         self._changed = changed
         self._can_restart = can_restart
+        self._is_established = False
         self._stopping = asyncio.Event()
         self.members: list[Member] = []
 
@@ -63,6 +64,10 @@ class Keeper:
         await member.server.start()
         self.members.append(member)
         member.task = asyncio.create_task(self._watch(member), name=f"watch-{member.name}")
+
+    def establish(self) -> None:
+        """From now on, a member that ends is reported and started again; before, the start has failed."""
+        self._is_established = True
 
     async def stop(self) -> None:
         """Stops all members, the highest stage first, each stage at once."""
@@ -86,6 +91,8 @@ class Keeper:
             if self._stopping.is_set():
                 return
             member.endings.append(describe_exit(code))
+            if not self._is_established:
+                return
             if not self._can_restart:
                 self._tell(f"{member.name} {describe_exit(code)}; it stays down, as asked")
                 return

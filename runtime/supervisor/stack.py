@@ -94,6 +94,7 @@ class Stack:
     def publish(self) -> None:
         """Writes `stack.json`, and from now on again whenever a process is started anew."""
         self._is_published = True
+        self._keeper.establish()
         self._save()
 
     async def stop(self) -> None:

@@ -108,6 +108,7 @@ async def test_a_member_that_is_killed_comes_back_and_is_reported(
     keeper = Keeper(said.append, lambda: changes.append(1), can_restart=True)
     server = child(tmp_path, SLEEPER)
     await keeper.add(Member("gateway-fra", "gateway", "fra", server, 0))
+    keeper.establish()
     first = server.pid
     os.kill(first, signal.SIGKILL)
     await until(lambda: changes)
@@ -121,9 +122,20 @@ async def test_without_restart_a_member_stays_down(tmp_path: Path) -> None:
     said: list[str] = []
     keeper = Keeper(said.append, lambda: None, can_restart=False)
     await keeper.add(Member("gateway-fra", "gateway", "fra", child(tmp_path, "raise SystemExit(3)"), 0))
+    keeper.establish()
     await until(lambda: said)
     assert said == ["gateway-fra ended with exit code 3; it stays down, as asked"]
     await keeper.stop()
+
+
+async def test_a_member_that_ends_before_the_stack_is_up_is_not_started_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    keeper = Keeper(said.append, lambda: None, can_restart=True)
+    member = Member("gateway-fra", "gateway", "fra", child(tmp_path, "raise SystemExit(3)"), 0)
+    await keeper.add(member)
+    await until(lambda: member.endings)
+    await keeper.stop()
+    assert (member.endings, said) == (["ended with exit code 3"], [])
 
 
 async def test_what_depends_on_others_stops_first(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Fixtures that every part shares."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.stack import RunningStack, running_stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A developer's own settings and collectors must not leak into tests or the processes that they start.
+for _name in [name for name in os.environ if name.startswith(("REGIONGATE_", "OTEL_"))]:
+    del os.environ[_name]
+os.environ["GRPC_VERBOSITY"] = "ERROR"
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[RunningStack]:
+    """One stack of four IDCs with the demo's policy for the whole session: write only under keys of your own, change
+    no policy, and kill nothing."""
+    with running_stack(trace_sample_ratio=1.0) as running:
+        yield running
