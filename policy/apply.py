@@ -28,6 +28,7 @@ from policy.store import Base, conflict, told_as_ours
 
 if TYPE_CHECKING:
     from policy.compile import Policy
+    from policy.effect import Effect
     from policy.store import PolicyStore
 
 log = structlog.get_logger(__name__)
@@ -121,8 +122,16 @@ async def apply_policy(
     record, rollout = _records(draft, prepared)
     store_revision = await store.commit(base, record, rollout)
     log.info("policy stored", policy_revision=record.revision, parent=record.parent, store_revision=store_revision)
-    grace = schema_grace.total_seconds() if prepared.plan.schema_changes else 0.0
-    return await _await_effect(store, record, store_revision, prepared.findings, deadline=deadline, schema_grace=grace)
+    with told_as_ours():
+        effect = await wait_effective(
+            store.client,
+            store.keys,
+            record.revision,
+            store_revision,
+            deadline=deadline,
+            schema_grace=schema_grace.total_seconds() if prepared.plan.schema_changes else 0.0,
+        )
+    return _applied(record, prepared, effect)
 
 
 def _compiled(base: Base) -> Policy | None:
@@ -180,19 +189,7 @@ def _records(draft: Draft, prepared: Prepared) -> tuple[PolicyRevision, RolloutR
     return record, rollout
 
 
-async def _await_effect(
-    store: PolicyStore,
-    record: PolicyRevision,
-    store_revision: int,
-    findings: tuple[Finding, ...],
-    *,
-    deadline: float,
-    schema_grace: float,
-) -> Applied:
-    with told_as_ours():
-        effect = await wait_effective(
-            store.client, store.keys, record.revision, store_revision, deadline=deadline, schema_grace=schema_grace
-        )
+def _applied(record: PolicyRevision, prepared: Prepared, effect: Effect) -> Applied:
     if not effect.is_effective:
         waiting_for = ", ".join(effect.waiting_for) or "the policy store's word on who is live"
         raise PolicyNotEffective(
@@ -200,9 +197,9 @@ async def _await_effect(
             policy_revision=record.revision,
             waiting_for=effect.waiting_for,
         )
-    if schema_grace:
-        findings = (*findings, *(_schema_pending(idc) for idc in effect.schema_waiting_for))
     log.info("policy effective", policy_revision=record.revision, expired=effect.expired)
+    behind = effect.schema_waiting_for if prepared.plan.schema_changes else ()
+    findings = (*prepared.findings, *map(_schema_pending, behind))
     return Applied(record.revision, record.rollout, findings, effect.acknowledged, effect.expired)
 
 
