@@ -20,6 +20,7 @@ ERRORS = {
     "an expectation's column is unknown": (("withheld: [name]", "withheld: [names]"), "UNKNOWN_COLUMN"),
     "an expectation's code is uncovered": (("{region: CN, never", "{region: US, never"), "UNCOVERED"),
     "an expectation fails": (("withheld: [name]", "withheld: []"), "EXPECT_FAILED"),
+    "an expectation names another rule": (("withheld: [name]", "rule: europe"), "EXPECT_FAILED"),
     "a storage expectation fails": (("{region: CN, never", "{region: DE, never"), "EXPECT_FAILED"),
 }  # fmt: skip
 
