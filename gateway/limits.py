@@ -5,8 +5,13 @@ Row limits are part of the interface; the engine's are settings with defaults th
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_KEY_BYTES = 512
 MAX_ROW_BYTES = 1 << 20
@@ -44,3 +49,27 @@ class PeerSettings:
     """Operations without an answer on one stream; more are refused."""
     max_message_bytes: int = 1 << 20
     """A message is closed when it has reached this size."""
+
+
+class Sweep:
+    """Looks for what has passed its deadline a few times a second, instead of a timer for each wait."""
+
+    PERIOD: ClassVar[float] = 0.05
+
+    __slots__ = ("_expire", "_is_armed")
+
+    def __init__(self, expire: Callable[[float], bool]) -> None:
+        """Starts idle; `expire(now)` ends what is late and says whether anything is left to watch."""
+        self._expire = expire
+        self._is_armed = False
+
+    def wake(self) -> None:
+        """Starts watching, unless it does already."""
+        if not self._is_armed:
+            self._is_armed = True
+            asyncio.get_running_loop().call_later(self.PERIOD, self._run)
+
+    def _run(self) -> None:
+        self._is_armed = False
+        if self._expire(asyncio.get_running_loop().time()):
+            self.wake()

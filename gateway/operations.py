@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from policy.errors import RegiongateError
     from policy.model import AccessDecision, Dataset
+    from regiongate.v1 import types_pb2
     from rowstore.model import StoredRow, Written
 
 
@@ -60,9 +61,11 @@ class CallContext:
 class OperationOutcome:
     """Exactly one of `row`, `receipt` and `error` is set."""
 
-    row: StoredRow | None = None
-    """Already without the columns that are withheld."""
+    row: StoredRow | types_pb2.Row | None = None
+    """Already without the columns that are withheld or were not asked for. A row from another IDC stays the message
+    that it came as; `values.encode_row` takes both."""
     receipt: Written | None = None
     error: RegiongateError | None = None
     decision: AccessDecision | None = None
+    """The owner's, where it has judged; equal ones are the same object, so that messages can be kept by identity."""
     owner_idc: str = ""

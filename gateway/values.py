@@ -20,7 +20,9 @@ from regiongate.v1 import types_pb2
 from rowstore.model import StoredRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, MutableMapping
+
+    from google.protobuf.timestamp_pb2 import Timestamp
 
     from policy.model import Dataset
 
@@ -52,21 +54,29 @@ def encode_row(row: StoredRow | types_pb2.Row, dataset: Dataset) -> types_pb2.Ro
     time = message.update_time
     time.seconds = since.days * 86400 + since.seconds
     time.nanos = since.microseconds * 1000
-    setters = _codec(dataset).setters
-    cells = message.columns
-    for name, value in row.values.items():
-        setters[name](cells[name], value)
+    fill_cells(message.columns, row.values, dataset)
     return message
+
+
+def read_time(time: Timestamp) -> datetime:
+    """A commit time of a message."""
+    return EPOCH + timedelta(seconds=time.seconds, microseconds=time.nanos // 1000)
+
+
+def fill_cells(cells: MutableMapping[str, types_pb2.Value], values: Mapping[str, object], dataset: Dataset) -> None:
+    """Puts a row's Python values into the `columns` of its message."""
+    setters = _codec(dataset).setters
+    for name, value in values.items():
+        setters[name](cells[name], value)
 
 
 def decode_row(message: types_pb2.Row, dataset: Dataset) -> StoredRow:
     """The row of a message as Python values; raises `InvalidValue` or `UnknownColumn` as for any input."""
-    time = message.update_time
     return StoredRow(
         region_code=message.region_code,
         key=decode_key(dataset, message.key),
         version=message.version,
-        update_time=EPOCH + timedelta(seconds=time.seconds, microseconds=time.nanos // 1000),
+        update_time=read_time(message.update_time),
         values=decode_values(dataset, message.columns),
     )
 
@@ -301,7 +311,7 @@ def check_json(text: str, name: str) -> None:
         json.loads(text, parse_constant=_refuse_constant, parse_float=_ignore, parse_int=_ignore)
     except (ValueError, RecursionError):
         raise _invalid(name, "the text is not JSON (RFC 8259)") from None
-    if _depth_bound(text) > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH < _depth(text):
         raise _invalid(name, f"the JSON is nested deeper than {MAX_JSON_DEPTH}")
     if "\\u" in text and _ESCAPED_NUL_OR_SURROGATE.search(text) and not _has_only_text(text):
         raise _invalid(name, "a JSON string may not contain U+0000 or half of a surrogate pair")
@@ -313,10 +323,6 @@ def _refuse_constant(_: str) -> None:
 
 def _ignore(_: str) -> int:
     return 0
-
-
-def _depth_bound(text: str) -> int:
-    return text.count("[") + text.count("{")
 
 
 def _depth(text: str) -> int:

@@ -1,0 +1,256 @@
+"""The parts that the operations of one call fall into: what this IDC's database does, and what each other IDC does.
+
+A branch holds the operations that travel together, the future that ends them, and `finish`, which turns the results
+into outcomes and returns the operations that must be held. Nothing in here waits.
+
+Law L6: right before the outcome of a guarded read is made, the newest table is asked again. A guarded write is asked
+about right before it begins (the coalescer's guard); what it has left behind is reported as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from gateway import metrics
+from gateway.coalescer import Superseded
+from gateway.judge import Deny, Forward, Serve, still_stands
+from gateway.operations import Action, OperationOutcome
+from gateway.status import error_from_message
+from gateway.values import read_time
+from policy.errors import NotOwnedHere, RegiongateError, RowNotFound, VersionConflict
+from policy.model import AccessDecision
+from rowstore.model import Missing, ReadOutcome, StoredRow, VersionMismatch, WriteOutcome, Written
+from runtime.telemetry.tracing import set_failed
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from gateway.coalescer import Settled
+    from gateway.hold import FollowerLike, Wait
+    from gateway.judge import Asking
+    from gateway.operations import CallContext, RowOperation
+    from policy.compile import Policy
+    from policy.table import RoutingTable
+    from regiongate.v1.row_service_pb2 import OperationResult
+    from regiongate.v1.types_pb2 import Decision
+    from runtime.telemetry.tracing import Span
+
+FENCE: Final = "fence"
+PEER: Final = "peer"
+SUPERSEDED: Final = "superseded"
+
+
+class Call:
+    """The operations of one message, and what has become of them."""
+
+    __slots__ = ("asking", "context", "operations", "outcomes", "wait")
+
+    def __init__(self, operations: Sequence[RowOperation], context: CallContext, asking: Asking) -> None:
+        self.operations = operations
+        self.context = context
+        self.asking = asking
+        self.outcomes: list[OperationOutcome | None] = [None] * len(operations)
+        self.wait: Wait | None = None
+        """How long it may still be held; None while it never was."""
+
+
+V = TypeVar("V", Serve, Forward)
+
+
+class Branch(Generic[V]):
+    """Operations of one call that were judged alike by one table."""
+
+    __slots__ = ("call", "follower", "indices", "policy", "spans", "verdicts")
+
+    def __init__(self, call: Call, follower: FollowerLike, policy: Policy) -> None:
+        self.call = call
+        self.follower = follower
+        self.policy = policy
+        """What they were judged by."""
+        self.indices: list[int] = []
+        self.verdicts: list[V] = []
+        self.spans: list[Span] = []
+        """Of the sampled ones."""
+
+    def add(self, index: int, verdict: V) -> None:
+        """Adds an operation."""
+        self.indices.append(index)
+        self.verdicts.append(verdict)
+
+    def fail(self, error: RegiongateError) -> list[int]:
+        """Ends all operations with one error; none is held."""
+        for index, verdict in zip(self.indices, self.verdicts, strict=True):
+            self.put(index, OperationOutcome(error=error, decision=verdict.decision, owner_idc=verdict.route.idc))
+        for span in self.spans:
+            set_failed(span, error.reason)
+        self.end_spans()
+        return []
+
+    def put(self, index: int, outcome: OperationOutcome) -> None:
+        """Sets the outcome of one operation."""
+        self.call.outcomes[index] = outcome
+
+    def hold(self, reason: str) -> list[int]:
+        """Sends all operations to the holding area."""
+        metrics.HOLDS.labels(reason).inc(len(self.indices))
+        self.end_spans()
+        return self.indices
+
+    def end_spans(self) -> None:
+        """Ends the spans of the sampled operations."""
+        for span in self.spans:
+            span.end()
+
+    def recheck(self) -> Callable[[int, AccessDecision], AccessDecision | Deny]:
+        """A look at the newest law for all operations of the branch, before an answer leaves (law L6)."""
+        newest: RoutingTable | None = self.follower.table
+        is_fresh = self.follower.is_fresh
+        call, judged_by = self.call, self.policy
+
+        def check(index: int, decision: AccessDecision) -> AccessDecision | Deny:
+            operation = call.operations[index]
+            return still_stands(decision, judged_by, newest, operation, call.asking, is_fresh=is_fresh)
+
+        return check
+
+
+class ServeBranch(Branch[Serve]):
+    """Reads, or writes, of one dataset on this IDC's database."""
+
+    __slots__ = ("future",)
+
+    future: asyncio.Future[Settled[ReadOutcome]] | asyncio.Future[Settled[WriteOutcome]]
+
+    def finish(self) -> list[int]:
+        """Makes the outcomes; returns the operations that must be held."""
+        result = self.future.result()
+        if isinstance(result, RegiongateError):
+            return self.fail(result)
+        if isinstance(result, Superseded):
+            metrics.SUPERSEDED.inc(len(self.indices))
+            return self.hold(SUPERSEDED)
+        held: list[int] = []
+        check = self.recheck() if any(verdict.is_guarded for verdict in self.verdicts) else None
+        for index, verdict, found in zip(self.indices, self.verdicts, result, strict=True):
+            decision = verdict.decision
+            if check is not None and verdict.is_guarded and self.call.operations[index].action is Action.GET:
+                now = check(index, decision)
+                if isinstance(now, Deny):
+                    self.put(index, OperationOutcome(error=now.error, decision=now.decision))
+                    continue
+                decision = now
+            outcome = self._outcome(index, decision, found)
+            if outcome is None:
+                held.append(index)
+            else:
+                outcome.owner_idc = verdict.route.idc
+                self.put(index, outcome)
+        if held:
+            metrics.HOLDS.labels(FENCE).inc(len(held))
+        self.end_spans()
+        return held
+
+    def _outcome(
+        self, index: int, decision: AccessDecision, found: ReadOutcome | WriteOutcome
+    ) -> OperationOutcome | None:
+        """The outcome of one operation; None when the database's fence said no."""
+        if isinstance(found, StoredRow):
+            row = visible(found, self.call.operations[index].columns, decision.withheld)
+            return OperationOutcome(row=row, decision=decision)
+        if isinstance(found, Written):
+            return OperationOutcome(receipt=found, decision=decision)
+        if isinstance(found, Missing):
+            return OperationOutcome(error=RowNotFound("the row does not exist"), decision=decision)
+        if isinstance(found, VersionMismatch):
+            conflict = VersionConflict("the row does not have the demanded version", current=found.current)
+            return OperationOutcome(error=conflict, decision=decision)
+        return None
+
+
+class ForwardBranch(Branch[Forward]):
+    """Operations that a gateway of one other IDC performs."""
+
+    __slots__ = ("future",)
+
+    future: asyncio.Future[list[OperationResult] | RegiongateError]
+
+    def finish(self) -> list[int]:
+        """Makes the outcomes; returns the operations that must be held."""
+        results = self.future.result()
+        if isinstance(results, RegiongateError):
+            return self.fail(results)
+        held: list[int] = []
+        check = self.recheck()
+        for index, verdict, result in zip(self.indices, self.verdicts, results, strict=True):
+            outcome = _forwarded(verdict.decision, result)
+            outcome.owner_idc = outcome.owner_idc or verdict.route.idc
+            if isinstance(outcome.error, NotOwnedHere):
+                held.append(index)
+                continue
+            if self.call.operations[index].action is Action.GET:
+                now = check(index, verdict.decision)
+                if isinstance(now, Deny):
+                    self.put(index, OperationOutcome(error=now.error, decision=now.decision))
+                    continue
+                # The owner has dropped what its law withholds; a law that only this gateway knows yet counts, too.
+                for name in now.withheld:
+                    if name in result.row.columns:
+                        del result.row.columns[name]
+            self.put(index, outcome)
+        if held:
+            metrics.HOLDS.labels(PEER).inc(len(held))
+        self.end_spans()
+        return held
+
+
+def visible(row: StoredRow, columns: frozenset[str] | None, withheld: frozenset[str]) -> StoredRow:
+    """The row with what was asked for and may be seen."""
+    if columns is None and not withheld:
+        return row
+    values = {
+        name: value
+        for name, value in row.values.items()
+        if name not in withheld and (columns is None or name in columns)
+    }
+    return StoredRow(row.region_code, row.key, row.version, row.update_time, values)
+
+
+def _forwarded(own: AccessDecision, result: OperationResult) -> OperationOutcome:
+    """What the owner's gateway has answered."""
+    decision, owner_idc = (own, "")
+    if result.HasField("decision"):
+        decision, owner_idc = _owners_decision(result.decision, own)
+    kind = result.WhichOneof("outcome")
+    if kind == "row":
+        return OperationOutcome(row=result.row, decision=decision, owner_idc=owner_idc)
+    if kind == "receipt":
+        written = Written(result.receipt.version, read_time(result.receipt.update_time))
+        return OperationOutcome(receipt=written, decision=decision, owner_idc=owner_idc)
+    error = error_from_message(result.error) if kind == "error" else RegiongateError("a peer gave no outcome")
+    return OperationOutcome(error=error, decision=decision, owner_idc=owner_idc)
+
+
+_MAX_KNOWN: Final = 10_000
+_known_decisions: dict[tuple[bytes, bool], tuple[AccessDecision, str]] = {}
+
+
+def _owners_decision(message: Decision, own: AccessDecision) -> tuple[AccessDecision, str]:
+    """The owner's decision and IDC; equal messages give the same object."""
+    key = (message.SerializeToString(), own.crosses_border)
+    known = _known_decisions.get(key)
+    if known is None:
+        decision = AccessDecision(
+            True,
+            message.rule,
+            own.reason,
+            message.policy_revision,
+            message.asking_jurisdiction,
+            own.crosses_border,
+            frozenset(message.withheld),
+        )
+        known = (decision, message.owner_idc)
+        if len(_known_decisions) >= _MAX_KNOWN:
+            _known_decisions.clear()
+        _known_decisions[key] = known
+    return known

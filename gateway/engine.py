@@ -1,0 +1,257 @@
+"""The engine: resolves, judges and performs operations, so that one statement or one message serves many.
+
+Each round takes one routing table, judges every operation by it (`gateway.judge`), hands what is to be done to the
+coalescers and the peers, and makes the outcomes (`gateway.branches`). What met a shard on the move waits in the holding
+area for a newer table, and is judged again from the start. Every operation ends with exactly one outcome: a failure of
+one is an error in its outcome and leaves the others alone.
+
+Laws kept here: L4 (an operation that was not performed is judged again, one that was is never repeated unless repeating
+it is harmless), L6 and L8 (see `gateway.judge`). L2 is the database's: it checks epoch and mode in the transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from gateway import metrics
+from gateway.branches import Call
+from gateway.hold import HoldingArea
+from gateway.judge import Deny, Redirect, asking_side, judge
+from gateway.operations import Action, OperationOutcome
+from gateway.plan import Plan, apart
+from gateway.spans import start_spans
+from gateway.statements import Statements
+from policy.errors import NoPolicy, NotOwnedHere
+from rowstore.model import ReadKey, RowWrite
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+    from gateway.branches import ForwardBranch, ServeBranch
+    from gateway.hold import FollowerLike
+    from gateway.judge import Verdict
+    from gateway.limits import EngineSettings
+    from gateway.operations import CallContext, RowOperation
+    from gateway.peers import Peers
+    from gateway.statements import Rows
+    from policy.compile import Policy
+    from runtime.telemetry.tracing import Tracing
+
+    AnyBranch = ServeBranch | ForwardBranch
+
+
+class Engine:
+    """One gateway's engine."""
+
+    def __init__(
+        self,
+        idc: str,
+        follower: FollowerLike,
+        store: Rows,
+        peers: Peers,
+        tracing: Tracing,
+        *,
+        settings: EngineSettings,
+    ) -> None:
+        """Starts nothing.
+
+        Args:
+            idc: Where this gateway stands.
+            follower: The law and the live gateways; see `policy.view.PolicyView`.
+            store: This IDC's rows.
+            peers: The other IDCs' gateways.
+            tracing: Where spans go.
+            settings: Limits.
+        """
+        self.idc = idc
+        self._follower = follower
+        self._statements = Statements(store, tracing, settings)
+        self._peers = peers
+        self._tracing = tracing
+        self._max_rows = settings.max_batch_rows
+        self._holding = HoldingArea(follower, settings.max_held, settings.hold_timeout)
+
+    async def execute_one(self, operation: RowOperation, context: CallContext) -> OperationOutcome:
+        """Performs one operation."""
+        return (await self.execute((operation,), context))[0]
+
+    async def execute(self, operations: Sequence[RowOperation], context: CallContext) -> list[OperationOutcome]:
+        """Performs operations together; outcomes in their order.
+
+        Writes of one shard without a condition commit together. What shares a request_id is remembered together.
+        """
+        call = Call(operations, context, asking_side(self.idc, context))
+        await self._settle(call, await self._round(call, range(len(operations))))
+        return cast("list[OperationOutcome]", call.outcomes)
+
+    async def execute_in_parts(
+        self, operations: Sequence[RowOperation], context: CallContext
+    ) -> AsyncIterator[list[tuple[int, OperationOutcome]]]:
+        """Performs operations together and gives each outcome, with its index, as soon as it is there.
+
+        An operation that must wait (for a peer, or a shard on the move) delays no other one.
+        """
+        call = Call(operations, context, asking_side(self.idc, context))
+        branches, held = self._begin(call, range(len(operations)))
+        told = [False] * len(operations)
+        if len(branches) == 1 and not held:
+            # Nearly always: nobody to wait for but each other.
+            await branches[0].future
+            held = branches.pop().finish()
+        by_future: dict[object, AnyBranch] = {branch.future: branch for branch in branches}
+        waiting: set[asyncio.Future[Any]] = {branch.future for branch in branches}
+        try:
+            while True:
+                if held:
+                    waiting.add(asyncio.ensure_future(self._settle(call, held)))
+                if part := _new_outcomes(call, told):
+                    yield part
+                if not waiting:
+                    return
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                held = []
+                for future in done:
+                    branch = by_future.get(future)
+                    if branch is not None:
+                        held += branch.finish()
+                    else:
+                        future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    async def drain(self) -> None:
+        """Waits until no statement is in flight."""
+        await self._statements.drain()
+
+    # ---- rounds -----------------------------------------------------------------------------------------------------
+
+    async def _settle(self, call: Call, held: list[int]) -> None:
+        """Holds operations and judges them again until each has an outcome."""
+        while held:
+            if call.wait is None:
+                call.wait = self._holding.begin(call.context.deadline)
+            table = self._follower.table
+            error = await self._holding.wait(len(held), table.store_revision if table else 0, call.wait)
+            if error is not None:
+                for index in held:
+                    call.outcomes[index] = OperationOutcome(error=error)
+                return
+            held = await self._round(call, held)
+
+    async def _round(self, call: Call, indices: Iterable[int]) -> list[int]:
+        """Judges and performs operations once; returns those that must be held."""
+        branches, held = self._begin(call, indices)
+        try:
+            for branch in branches:
+                await branch.future
+        except asyncio.CancelledError:
+            for branch in branches:
+                branch.future.cancel()
+            raise
+        for branch in branches:
+            held += branch.finish()
+        return held
+
+    def _begin(self, call: Call, indices: Iterable[int]) -> tuple[list[AnyBranch], list[int]]:
+        """Judges operations by one table and sets off what is to be done."""
+        table = self._follower.table
+        if table is None:
+            error = NoPolicy("no policy has been applied to this cluster yet")
+            for index in indices:
+                call.outcomes[index] = OperationOutcome(error=error)
+            return [], []
+        is_fresh = self._follower.is_fresh
+        plan = Plan(call, self._follower, table)
+        for index in indices:
+            operation = call.operations[index]
+            verdict = judge(table, operation, call.asking, is_fresh=is_fresh)
+            if not plan.add(index, operation, verdict):
+                self._end(call, index, verdict)
+        plan.count()
+        for branch in plan.forwards.values():
+            self._forward(branch)
+        branches: list[AnyBranch] = list(plan.forwards.values())
+        for branch in plan.reads.values():
+            self._read(branch)
+            branches.append(branch)
+        for branch in plan.writes.values():
+            for part in apart(branch, self._max_rows):
+                self._write(part)
+                branches.append(part)
+        return branches, plan.held
+
+    def _end(self, call: Call, index: int, verdict: Verdict) -> None:
+        """The outcome of an operation that nothing is done for."""
+        if isinstance(verdict, Deny):
+            metrics.DENIED.inc()
+            call.outcomes[index] = OperationOutcome(error=verdict.error, decision=verdict.decision)
+        elif isinstance(verdict, Redirect):
+            metrics.REDIRECTED.inc()
+            owner = verdict.route.idc
+            endpoints = tuple(record.address for record in self._follower.gateways.get(owner, ()))
+            error = NotOwnedHere(f"the shard is owned by {owner}; ask there", owner_idc=owner, endpoints=endpoints)
+            call.outcomes[index] = OperationOutcome(error=error, decision=verdict.decision, owner_idc=owner)
+
+    # ---- setting off ------------------------------------------------------------------------------------------------
+
+    def _read(self, branch: ServeBranch) -> None:
+        operations = branch.call.operations
+        keys: list[ReadKey] = []
+        for index, verdict in zip(branch.indices, branch.verdicts, strict=True):
+            route = verdict.route
+            keys.append(ReadKey(route.region_code, route.shard, route.epoch, operations[index].key))
+        reads = self._statements.reads(operations[branch.indices[0]].dataset)
+        spans = start_spans(self._tracing, self.idc, branch)
+        branch.future = reads.submit(keys, branch.call.context.deadline, None, tuple(spans.values()))
+
+    def _write(self, branch: ServeBranch) -> None:
+        operations = branch.call.operations
+        writes: list[RowWrite] = []
+        is_guarded = False
+        for index, verdict in zip(branch.indices, branch.verdicts, strict=True):
+            route, operation = verdict.route, operations[index]
+            is_guarded = is_guarded or verdict.is_guarded
+            values = operation.values if operation.action is Action.PUT else None
+            place = (route.region_code, route.shard, route.epoch, operation.key)
+            writes.append(RowWrite(*place, values, operation.if_version, operation.request_id))
+        guard = self._guard(branch.policy) if is_guarded else None
+        spans = start_spans(self._tracing, self.idc, branch)
+        coalescer = self._statements.writes(operations[branch.indices[0]].dataset)
+        branch.future = coalescer.submit(writes, branch.call.context.deadline, guard, tuple(spans.values()))
+
+    def _guard(self, judged_by: Policy) -> Callable[[], bool]:
+        """Whether what was judged by this policy may still begin (law L6)."""
+        follower = self._follower
+
+        def stands() -> bool:
+            table = follower.table
+            return table is not None and table.policy is judged_by and follower.is_fresh
+
+        return stands
+
+    def _forward(self, branch: ForwardBranch) -> None:
+        call, context = branch.call, branch.call.context
+        idc = branch.verdicts[0].route.idc
+        operations = [call.operations[index] for index in branch.indices]
+        spans = start_spans(self._tracing, self.idc, branch, peer_idc=idc)
+        callers = [operation.traceparent or context.traceparent for operation in operations]
+        branch.future = self._peers.submit(
+            idc,
+            operations,
+            [spans.get(caller, caller) for caller in callers] if spans else callers,
+            purpose=context.purpose,
+            origin_idc=context.origin_idc,
+            deadline=context.deadline,
+        )
+
+
+def _new_outcomes(call: Call, told: list[bool]) -> list[tuple[int, OperationOutcome]]:
+    """The outcomes that have not been told yet; marks them as told."""
+    part: list[tuple[int, OperationOutcome]] = []
+    for index, outcome in enumerate(call.outcomes):
+        if outcome is not None and not told[index]:
+            told[index] = True
+            part.append((index, outcome))
+    return part

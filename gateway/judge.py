@@ -1,0 +1,196 @@
+"""What is to be done with one operation: decided here, in pure code, from values that do not change.
+
+The laws as they stand in this module:
+- L8: what the policy does not know or does not allow is denied; a shard without an owner is held, never guessed.
+- L6: without a fresh table, only what this IDC owns and its own jurisdiction asks for is served. Every other verdict
+  that lets something be done is guarded: the engine asks `still_stands` again right before a row leaves or a write
+  begins, so that a process that was paused in between does not act by an old law.
+- One hop: what a peer has forwarded is served here or refused, never forwarded again.
+- Transit: where the residency rule forbids it, a row does not even pass through another jurisdiction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from gateway.operations import Action
+from policy.errors import AccessDenied, RegiongateError, ShardUnavailable, TableTooOld
+from policy.model import Operation, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.operations import CallContext, RowOperation
+    from policy.compile import Policy
+    from policy.model import AccessDecision, Route
+    from policy.table import RoutingTable
+
+OPERATIONS: Final[Mapping[Action, Operation]] = {
+    Action.GET: Operation.READ,
+    Action.PUT: Operation.WRITE,
+    Action.DELETE: Operation.WRITE,
+}
+"""What access rules judge, for each action."""
+
+
+@dataclass(slots=True)
+class Asking:
+    """Who asks: every one of the askers must be allowed."""
+
+    idc: str
+    """The IDC of this gateway."""
+    askers: tuple[str, ...]
+    """IDCs: where the call entered, and the home that its client states."""
+    purpose: str = ""
+    has_hopped: bool = False
+    """Whether a peer has forwarded it."""
+
+    def is_home(self, policy: Policy) -> bool:
+        """Whether only this IDC's own jurisdiction asks."""
+        if self.askers == (self.idc,):
+            return True
+        own = policy.idcs.get(self.idc)
+        return own is not None and all(policy.idcs.get(asker) == own for asker in self.askers)
+
+
+def asking_side(idc: str, context: CallContext) -> Asking:
+    """Who asks in a call that this IDC's gateway has received."""
+    entered = context.ingress_idc or idc
+    origin = context.origin_idc
+    askers = (entered, origin) if origin and origin != entered else (entered,)
+    return Asking(idc, askers, context.purpose, bool(context.ingress_idc))
+
+
+@dataclass(slots=True)
+class Serve:
+    """Perform it on this IDC's database."""
+
+    route: Route
+    decision: AccessDecision
+    is_guarded: bool
+    """Whether it must still stand when the row leaves or the write begins (law L6)."""
+
+
+@dataclass(slots=True)
+class Forward:
+    """Hand it to a gateway of the owner's IDC; always guarded."""
+
+    route: Route
+    decision: AccessDecision
+
+
+@dataclass(slots=True)
+class Redirect:
+    """Name the owner to the caller."""
+
+    route: Route
+    decision: AccessDecision
+
+
+@dataclass(slots=True)
+class Hold:
+    """Wait for a newer table: the shard has no owner yet, or its owner has not opened it."""
+
+    reason: str
+    decision: AccessDecision | None
+
+
+@dataclass(slots=True)
+class Deny:
+    """Refuse it."""
+
+    error: RegiongateError
+    decision: AccessDecision | None = None
+
+
+Verdict = Serve | Forward | Redirect | Hold | Deny
+
+UNASSIGNED: Final = "unassigned"
+OPENING: Final = "opening"
+
+
+def judge(table: RoutingTable, operation: RowOperation, asking: Asking, *, is_fresh: bool) -> Verdict:
+    """The verdict on one operation by one table.
+
+    Args:
+        table: The newest table that this gateway has.
+        operation: The operation, already checked against its dataset.
+        asking: Who asks.
+        is_fresh: Whether this gateway knows that no newer policy is effective.
+    """
+    policy = table.policy
+    route: Route | None
+    try:
+        decision = _decide(policy, operation, asking)
+        route = table.resolve(operation.region_code, operation.key)
+    except ShardUnavailable:
+        decision, route = _decide(policy, operation, asking), None
+    except RegiongateError as error:
+        # By an old table even "unknown" is no answer.
+        return Deny(error) if is_fresh else Deny(_too_old())
+    is_own = route is not None and route.idc == asking.idc
+    is_guarded = not (is_own and asking.is_home(policy))
+    if is_guarded and not is_fresh:
+        return Deny(_too_old(), decision)
+    if not decision.allowed:
+        return Deny(access_denied(decision), decision)
+    if route is None:
+        return Hold(UNASSIGNED, decision)
+    return _place(policy, route, decision, asking, is_guarded=is_guarded)
+
+
+def _place(policy: Policy, route: Route, decision: AccessDecision, asking: Asking, *, is_guarded: bool) -> Verdict:
+    """Where an operation that is allowed is performed."""
+    if route.idc != asking.idc:
+        may_forward = not asking.has_hopped and _may_pass(policy, route.region_code, asking.idc)
+        return Forward(route, decision) if may_forward else Redirect(route, decision)
+    if asking.has_hopped and not _may_pass(policy, route.region_code, asking.askers[0]):
+        return Redirect(route, decision)
+    return Serve(route, decision, is_guarded) if route.phase is Phase.SERVING else Hold(OPENING, decision)
+
+
+def still_stands(
+    decision: AccessDecision,
+    judged_by: Policy,
+    newest: RoutingTable | None,
+    operation: RowOperation,
+    asking: Asking,
+    *,
+    is_fresh: bool,
+) -> AccessDecision | Deny:
+    """What the newest table says of a guarded verdict right before it takes effect (law L6).
+
+    Returns:
+        The decision that holds now, which may withhold more; or the denial that takes its place.
+    """
+    if not is_fresh or newest is None:
+        return Deny(_too_old(), decision)
+    if newest.policy is judged_by:
+        return decision
+    try:
+        now = _decide(newest.policy, operation, asking)
+    except RegiongateError as error:
+        return Deny(error)
+    return now if now.allowed else Deny(access_denied(now), now)
+
+
+def access_denied(decision: AccessDecision) -> AccessDenied:
+    """The error that explains a denial (law L7)."""
+    return AccessDenied(decision.reason, rule=decision.rule, policy_revision=decision.policy_revision)
+
+
+def _decide(policy: Policy, operation: RowOperation, asking: Asking) -> AccessDecision:
+    return policy.decide(
+        operation.dataset.name, operation.region_code, asking.askers, OPERATIONS[operation.action], asking.purpose
+    )
+
+
+def _may_pass(policy: Policy, region_code: str, idc: str) -> bool:
+    """Whether a row of the RegionCode may pass through a gateway of the IDC."""
+    residency = policy.regions[region_code]
+    return residency.allows_transit or policy.idcs.get(idc) in residency.jurisdictions
+
+
+def _too_old() -> TableTooOld:
+    return TableTooOld("this gateway has lost touch with the policy store and serves its own jurisdiction only")
