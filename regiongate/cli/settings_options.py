@@ -47,8 +47,9 @@ def _option(name: str, info: FieldInfo) -> object:
     flag = f"--{name.replace('_', '-')}"
     kind = _kind(info.annotation)
     declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
-    help_text = f"{info.description or ''}{_default_text(info)} [env: {ENV_PREFIX}{name.upper()}]"
-    return Annotated[kind | None, typer.Option(declared, help=help_text.strip(), show_default=False)]
+    # In round brackets: rich takes square ones for markup.
+    help_text = f"{info.description or ''} ({_default_text(info)}env: {ENV_PREFIX}{name.upper()})"
+    return Annotated[kind | None, typer.Option(declared, help=help_text, show_default=False)]
 
 
 def _kind(annotation: Any) -> Any:  # noqa: ANN401 (a type form)
@@ -62,8 +63,8 @@ def _kind(annotation: Any) -> Any:  # noqa: ANN401 (a type form)
 def _default_text(info: FieldInfo) -> str:
     default = info.default
     if default in (PydanticUndefined, None, "", False) or isinstance(default, SecretStr):
-        return " [required]" if info.is_required() else ""
+        return "required; " if info.is_required() else ""
     if isinstance(default, timedelta):
         default = f"{default.total_seconds():g}"
     is_list = type(default) is tuple
-    return f" [default: {','.join(default) if is_list else default}]"
+    return f"default: {','.join(default) if is_list else default}; "
