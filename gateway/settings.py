@@ -32,6 +32,11 @@ class Address(NamedTuple):
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def is_any(self) -> bool:
+        """Whether it stands for every address of this machine, which nobody can connect to by that name."""
+        return self.host in {"0.0.0.0", "::"}  # noqa: S104 (recognised, not bound)
+
 
 def parse_address(text: object) -> object:
     """Reads `host:port` or `[v6]:port`; anything but a string passes unchanged."""
@@ -111,6 +116,10 @@ class GatewaySettings(Settings, EtcdOptions, TlsOptions, TelemetryOptions):  # p
         for name, address, is_encrypted, remedy in listeners:
             if not address.is_loopback and not is_encrypted and not self.insecure_listen:
                 raise ValueError(f"{name} is not a loopback address: set {remedy}, or insecure_listen for plaintext")
+        advertised = (("listen", self.listen, self.advertise), ("peer_listen", self.peer_listen, self.peer_advertise))
+        for name, address, told in advertised:
+            if address.is_any and not told:
+                raise ValueError(f"{name} is every address of this machine: say which one to tell others by advertise")
         if self.default_timeout > self.max_timeout:
             raise ValueError("default_timeout is above max_timeout")
         return self

@@ -1,0 +1,244 @@
+"""The gateway process: puts the parts together, starts them, and ends them in order.
+
+Start: the listeners are bound and answer from the beginning, with health NOT_SERVING and UNAVAILABLE for every call,
+until the gateway has registered under the law that it has loaded (law L6). The database may be down meanwhile; the
+schema keeper goes on trying, and readiness says so.
+
+Stop: health says NOT_SERVING and the record goes, so that nobody new comes; then streams end after what they have in
+work, calls in flight finish, and only then do the engine, the peers and the database end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+import structlog
+
+from gateway.admission import Admission
+from gateway.call_metrics import ETCD_CONNECTED
+from gateway.certificates import client_listener_credentials, peer_channel_credentials, peer_listener_credentials
+from gateway.decisions import DecisionMessages
+from gateway.engine import Engine
+from gateway.exchange import ExchangeShared
+from gateway.identity import ClientSide, PeerSide
+from gateway.ladder import Ladder
+from gateway.limits import EngineSettings, PeerSettings
+from gateway.listing import Lister
+from gateway.peers import CHANNEL_OPTIONS, Peers, plaintext_channel
+from gateway.policy_service import PolicyService
+from gateway.routing_service import RoutingService
+from gateway.row_service import ExchangeService, RowService
+from gateway.scan import Scanner
+from gateway.schema_keeper import SchemaKeeper, forget_requests
+from gateway.server import MAX_MESSAGE_BYTES, PEER_MESSAGE_BYTES, Listener
+from gateway.shard_service import ShardService
+from policy.follower import Follower
+from policy.metrics import POLICY_AGE
+from policy.presence import Presence
+from policy.records import Keys
+from policy.store import PolicyStore
+from policy.view import PolicyView
+from rowstore.database import Database
+from rowstore.fences import Fences
+from rowstore.schema import ensure_datasets, migrate
+from rowstore.store import RowStore
+from runtime import lifecycle
+from runtime.etcd import EtcdClient, EtcdError
+from runtime.telemetry.http import Readiness, serve_telemetry
+from runtime.telemetry.logs import setup_logging
+from runtime.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.settings import GatewaySettings
+    from policy.records import GatewayRecord
+
+log = structlog.get_logger("gateway.main")
+
+_REGISTRATION_LOOK: Final = 5.0
+"""Seconds between two log lines about a registration that does not come."""
+
+
+def run(settings: GatewaySettings) -> int:
+    """Runs a gateway until it is told to stop; returns the exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    setup_logging("gateway", settings.idc, settings.log_format, settings.log_level)
+    return lifecycle.run(partial(_main, settings))
+
+
+async def _main(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    tracing = Tracing("gateway", settings.idc, settings.trace_sample_ratio, settings.trace_directory, settings.gateway)
+    try:
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(EtcdClient(settings.etcd_settings()))
+            database = await stack.enter_async_context(
+                Database.open(
+                    settings.database_url.get_secret_value(),
+                    size=settings.database_connections,
+                    application_name=f"regiongate-gateway-{settings.idc}",
+                )
+            )
+            gateway = Gateway(settings, client, database, tracing)
+            await stack.enter_async_context(
+                await serve_telemetry(settings.metrics_host, settings.metrics_port, gateway.readiness)
+            )
+            await gateway.serve(stop)
+    finally:
+        await asyncio.to_thread(tracing.shutdown)
+
+
+class Gateway:
+    """The parts of one gateway."""
+
+    def __init__(self, settings: GatewaySettings, client: EtcdClient, database: Database, tracing: Tracing) -> None:
+        """Binds the listeners; starts nothing. Raises `CannotListen`, or `OSError` for certificates."""
+        idc = settings.idc
+        keys = Keys(settings.cluster)
+        self._settings = settings
+        self._client = client
+        self._database = database
+        self._admission = Admission(settings)
+        self._clients, self._peer_side = Listener(MAX_MESSAGE_BYTES), Listener(PEER_MESSAGE_BYTES)
+        self.address = self._clients.bind(settings.listen, client_listener_credentials(settings))
+        self.peer_address = self._peer_side.bind(settings.peer_listen, peer_listener_credentials(settings))
+        self._follower = Follower(client, keys)
+        self._presence = Presence(
+            client,
+            keys,
+            self._follower,
+            gateway=settings.gateway or f"{idc}-{secrets.token_hex(3)}",
+            idc=idc,
+            address=settings.advertise or str(self.address),
+            peer_address=settings.peer_advertise or str(self.peer_address),
+            ttl=settings.lease_ttl,
+        )
+        self._view = PolicyView(self._follower, self._presence)
+        self._store = RowStore(database)
+        self._peers = Peers(idc, self._view, PeerSettings(), _connector(settings))
+        limits = EngineSettings(max_held=settings.max_held, hold_timeout=settings.hold_timeout)
+        self._engine = Engine(idc, self._view, self._store, self._peers, tracing, limits)
+        self._keeper = SchemaKeeper(
+            self._view,
+            migrate=partial(migrate, settings.database_url.get_secret_value()),
+            ensure=partial(ensure_datasets, database),
+            report=self._presence.report_schema,
+        )
+        self._add_services(PolicyStore(client, keys), tracing)
+        ETCD_CONNECTED.set_function(lambda: float(client.is_connected))
+        POLICY_AGE.set_function(lambda: time.monotonic() - self._follower.last_event)
+
+    def _add_services(self, policies: PolicyStore, tracing: Tracing) -> None:
+        settings, view, idc = self._settings, self._view, self._settings.idc
+        decisions = DecisionMessages()
+        shared = ExchangeShared(self._engine, view, self._admission, decisions, settings.max_stream_messages)
+        scanner = Scanner(idc, view, self._store)
+        lister = Lister(
+            idc,
+            view,
+            scanner=scanner,
+            peers=self._peers,
+            decisions=decisions,
+            hold_timeout=settings.hold_timeout.total_seconds(),
+        )
+        clients = Ladder(self._admission, ClientSide(), tracing, idc)
+        self._clients.serve_rows(RowService(clients, shared, lister))
+        self._clients.serve_routes(RoutingService(clients, idc, view))
+        self._clients.serve_policies(PolicyService(clients, policies))
+        peers = Ladder(self._admission, PeerSide(has_tls=settings.has_peer_tls), tracing, idc)
+        self._peer_side.serve_exchange(ExchangeService(peers, shared))
+        self._peer_side.serve_shards(
+            ShardService(peers, idc, view, fences=Fences(self._database), scanner=scanner, decisions=decisions)
+        )
+
+    def readiness(self) -> Readiness:
+        """Whether this gateway can do all of its work; a lost policy store alone does not make it unready."""
+        table = self._view.table
+        is_current = self._keeper.revision >= (table.policy.revision if table is not None else 0)
+        checks = {
+            "registered": "ok" if self._admission.is_open else "not registered, or stopping",
+            "database": "ok" if self._database.is_connected else "not connected",
+            "schema": "ok" if is_current and not self._keeper.problem else self._keeper.problem or "behind the policy",
+        }
+        is_ready = all(state == "ok" for state in checks.values())
+        checks["policy_store"] = "ok" if self._client.is_connected else "not connected"
+        checks["policy_fresh"] = "ok" if self._view.is_fresh else "serves its own jurisdiction only"
+        return Readiness(is_ready, checks)
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serves until the event is set, then ends everything in order."""
+        await self._follower.start()
+        await self._clients.start()
+        await self._peer_side.start()
+        log.info("listening", address=str(self.address), peer_address=str(self.peer_address))
+        await self._presence.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._keeper.run()),
+                    group.create_task(forget_requests(self._store.forget_requests)),
+                    group.create_task(self._open()),
+                    group.create_task(self._check_store()),
+                ]
+                await stop.wait()
+                await self._drain()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._end()
+
+    async def _open(self) -> None:
+        """Takes calls as soon as the gateway has registered."""
+        now = asyncio.get_running_loop().time
+        while not await self._presence.wait_registered(now() + _REGISTRATION_LOOK):
+            log.warning("not registered yet", policy_store="ok" if self._client.is_connected else "not connected")
+        self._admission.open()
+        await self._set_serving(is_serving=True)
+        log.info("serving")
+
+    async def _check_store(self) -> None:
+        """Looks once at what serves the policy: the client warns of versions that can lose data."""
+        try:
+            await self._client.status()
+        except EtcdError as error:
+            log.warning("the policy store does not tell its version", reason=type(error).__name__)
+
+    async def _set_serving(self, *, is_serving: bool) -> None:
+        for listener in (self._clients, self._peer_side):
+            await listener.set_serving(is_serving=is_serving)
+
+    async def _drain(self) -> None:
+        grace = self._settings.drain_timeout.total_seconds()
+        await self._set_serving(is_serving=False)
+        await self._presence.stop()
+        self._admission.close()
+        await asyncio.gather(self._clients.stop(grace), self._peer_side.stop(grace))
+        log.info("drained", operations=self._admission.operations)
+
+    async def _end(self) -> None:
+        """Ends what is left; after a drain nothing is in flight any more."""
+        self._admission.close()
+        await self._presence.stop()
+        await asyncio.gather(self._clients.stop(0), self._peer_side.stop(0))
+        await self._peers.close()
+        await self._engine.drain()
+        await self._follower.stop()
+
+
+def _connector(settings: GatewaySettings) -> Callable[[GatewayRecord], grpc.aio.Channel]:
+    """How to reach the peer listener of another gateway."""
+    if not settings.has_peer_tls:
+        return plaintext_channel
+
+    def connect(record: GatewayRecord) -> grpc.aio.Channel:
+        # Read for each channel: a rotated certificate is shown from the next connection on.
+        return grpc.aio.secure_channel(record.peer_address, peer_channel_credentials(settings), options=CHANNEL_OPTIONS)
+
+    return connect

@@ -1,0 +1,226 @@
+"""RowService: requests to operations, outcomes to answers. What is done with a row is the engine's business.
+
+Clients get all of it on the client listener; peers get `Exchange` only, on theirs.
+"""
+
+# The ladder's decorator makes parameters positional, which is how grpc passes them; `Exchange` reads and writes by its
+# context, which the generated base class does not know.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.call_metrics import STREAMS_OPEN
+from gateway.exchange import ExchangeShared, ExchangeStream, to_receipt
+from gateway.identity import check_ingress
+from gateway.ladder import unary
+from gateway.operations import RowOperation
+from gateway.requests import (
+    check_batch,
+    check_no_key_twice,
+    dataset_of,
+    delete_operation,
+    get_operation,
+    put_operation,
+    write_operation,
+)
+from gateway.status import abort, to_error_message
+from gateway.values import check_columns, encode_row
+from policy.errors import LimitReached, RegiongateError
+from regiongate.v1 import row_service_pb2, row_service_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from gateway.identity import Caller
+    from gateway.ladder import Call, Ladder
+    from gateway.listing import Lister
+    from gateway.operations import OperationOutcome
+    from policy.model import Dataset
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_ANSWER_BYTES: Final = 3 << 20
+"""Clients take 4 MiB by default; rows of a batch beyond this are refused one by one, and can be asked for again."""
+
+
+class ExchangeService:
+    """`Exchange` alone: what a peer may use."""
+
+    def __init__(self, ladder: Ladder, shared: ExchangeShared) -> None:
+        self.ladder = ladder
+        self._shared = shared
+        self._open = STREAMS_OPEN.labels("Exchange")
+
+    async def Exchange(self, request_iterator: object, context: Context) -> None:  # noqa: ARG002, N802 (gRPC's)
+        """A kept stream of operations."""
+        admission = self.ladder.admission
+        is_counted = False
+        try:
+            caller = self.ladder.side.identify(context)
+            self._check(caller)
+            admission.admit_stream()
+            is_counted = True
+            self._open.inc()
+            await ExchangeStream(self._shared, caller, context).run()
+        except Exception as error:  # noqa: BLE001 (this is where a stream's error gets its status)
+            await abort(context, error, where="Exchange")
+        finally:
+            if is_counted:
+                self._open.dec()
+                admission.release_stream()
+
+    def _check(self, caller: Caller) -> None:
+        check_ingress(caller.ingress_idc)
+
+
+class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
+    """Everything that clients do with rows."""
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        shared: ExchangeShared,
+        lister: Lister,
+    ) -> None:
+        super().__init__(ladder, shared)
+        self._engine = shared.engine
+        self._view = shared.view
+        self._decisions = shared.decisions
+        self._lister = lister
+
+    def _check(self, caller: Caller) -> None:
+        """Clients have nothing more to say."""
+
+    @unary
+    async def GetRow(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.GetRowRequest, call: Call
+    ) -> row_service_pb2.GetRowResponse:
+        """The row, or NOT_FOUND."""
+        dataset = dataset_of(self._view, request.dataset)
+        columns = check_columns(dataset, request.columns) if request.columns else None
+        operation = get_operation(dataset, request.region_code, request.key, columns, call.traceparent)
+        outcome = await self._engine.execute_one(operation, call.context)
+        if outcome.row is None:
+            raise _error(outcome)
+        return row_service_pb2.GetRowResponse(
+            row=encode_row(outcome.row, dataset),
+            decision=self._decisions.message(outcome.decision, outcome.owner_idc),
+        )
+
+    @unary
+    async def PutRow(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.PutRowRequest, call: Call
+    ) -> row_service_pb2.PutRowResponse:
+        """Writes the whole row."""
+        dataset = dataset_of(self._view, request.dataset)
+        operation = put_operation(dataset, request, request.columns, request.request_id, call.traceparent)
+        outcome = await self._engine.execute_one(operation, call.context)
+        if outcome.receipt is None:
+            raise _error(outcome)
+        return row_service_pb2.PutRowResponse(
+            receipt=to_receipt(outcome.receipt),
+            decision=self._decisions.message(outcome.decision, outcome.owner_idc),
+        )
+
+    @unary
+    async def DeleteRow(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.DeleteRowRequest, call: Call
+    ) -> row_service_pb2.DeleteRowResponse:
+        """Deletes the row."""
+        dataset = dataset_of(self._view, request.dataset)
+        operation = delete_operation(dataset, request, request.request_id, call.traceparent)
+        outcome = await self._engine.execute_one(operation, call.context)
+        if outcome.receipt is None:
+            raise _error(outcome)
+        return row_service_pb2.DeleteRowResponse(
+            receipt=to_receipt(outcome.receipt),
+            decision=self._decisions.message(outcome.decision, outcome.owner_idc),
+        )
+
+    @unary
+    async def BatchGetRows(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.BatchGetRowsRequest, call: Call
+    ) -> row_service_pb2.BatchGetRowsResponse:
+        """One result for each key."""
+        check_batch(request.keys, "keys")
+        dataset = dataset_of(self._view, request.dataset)
+        columns = check_columns(dataset, request.columns)
+        self.ladder.admit_more(call, len(request.keys))
+        parsed: list[RowOperation | RegiongateError] = []
+        for entry in request.keys:
+            try:
+                parsed.append(get_operation(dataset, entry.region_code, entry.key, columns, call.traceparent))
+            except RegiongateError as error:
+                parsed.append(error)
+        response = row_service_pb2.BatchGetRowsResponse()
+        size = 0
+        for outcome in await self._execute(parsed, call):
+            result = self._get_result(outcome, dataset, call)
+            size += result.ByteSize()
+            if size > MAX_ANSWER_BYTES and result.HasField("row"):
+                size -= result.row.ByteSize()
+                full = LimitReached("the answer is full: ask for this row again", limit="answer_bytes")
+                result.error.CopyFrom(to_error_message(full))
+            response.results.append(result)
+        return response
+
+    @unary
+    async def BatchWriteRows(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.BatchWriteRowsRequest, call: Call
+    ) -> row_service_pb2.BatchWriteRowsResponse:
+        """One result for each write."""
+        check_batch(request.writes, "writes")
+        dataset = dataset_of(self._view, request.dataset)
+        self.ladder.admit_more(call, len(request.writes))
+        parsed: list[RowOperation | RegiongateError] = []
+        for write in request.writes:
+            try:
+                parsed.append(write_operation(dataset, write, request.request_id, call.traceparent))
+            except RegiongateError as error:
+                parsed.append(error)
+        check_no_key_twice(entry for entry in parsed if isinstance(entry, RowOperation))
+        return row_service_pb2.BatchWriteRowsResponse(
+            results=[self._write_result(outcome, call) for outcome in await self._execute(parsed, call)]
+        )
+
+    @unary
+    async def ListRows(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.ListRowsRequest, call: Call
+    ) -> row_service_pb2.ListRowsResponse:
+        """A page of the rows of one RegionCode."""
+        return await self._lister.list_rows(request, call.context)
+
+    async def _execute(
+        self, parsed: list[RowOperation | RegiongateError], call: Call
+    ) -> list[OperationOutcome | RegiongateError]:
+        """The outcomes in the order of what was parsed; what could not be parsed fails alone."""
+        operations = [entry for entry in parsed if isinstance(entry, RowOperation)]
+        outcomes = iter(await self._engine.execute(operations, call.context) if operations else ())
+        return [entry if isinstance(entry, RegiongateError) else next(outcomes) for entry in parsed]
+
+    def _get_result(
+        self, outcome: OperationOutcome | RegiongateError, dataset: Dataset, call: Call
+    ) -> row_service_pb2.GetResult:
+        if isinstance(outcome, RegiongateError):
+            return row_service_pb2.GetResult(error=to_error_message(outcome))
+        decision = self._decisions.message(outcome.decision, outcome.owner_idc)
+        if outcome.row is not None:
+            return row_service_pb2.GetResult(row=encode_row(outcome.row, dataset), decision=decision)
+        error = to_error_message(_error(outcome), where="BatchGetRows", traceparent=call.traceparent)
+        return row_service_pb2.GetResult(error=error, decision=decision)
+
+    def _write_result(self, outcome: OperationOutcome | RegiongateError, call: Call) -> row_service_pb2.WriteResult:
+        if isinstance(outcome, RegiongateError):
+            return row_service_pb2.WriteResult(error=to_error_message(outcome))
+        decision = self._decisions.message(outcome.decision, outcome.owner_idc)
+        if outcome.receipt is not None:
+            return row_service_pb2.WriteResult(receipt=to_receipt(outcome.receipt), decision=decision)
+        error = to_error_message(_error(outcome), where="BatchWriteRows", traceparent=call.traceparent)
+        return row_service_pb2.WriteResult(error=error, decision=decision)
+
+
+def _error(outcome: OperationOutcome) -> RegiongateError:
+    """The error of an outcome that has nothing else."""
+    return outcome.error or RegiongateError("an operation without an outcome")
