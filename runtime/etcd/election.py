@@ -65,40 +65,41 @@ class Election:
         Raises EtcdLeaseLost when the lease ends first.
         """
         key = f"{self._prefix}{lease.id:016x}"
-        entry = await self._client.transact(
-            [compare_create_revision(key, 0)], [put_op(key, self._value, lease=lease.id)], [get_op(key)]
-        )
-        held = None if entry.succeeded else entry.results[0]
-        candidacy = Leadership(self._client, lease, key, held.create_revision if held else entry.revision)
-        turn = asyncio.create_task(self._wait_for_turn(candidacy))
+        turn = asyncio.create_task(self._wait_for_turn(lease, key))
         end = asyncio.create_task(lease.done.wait())
         try:
             await asyncio.wait({turn, end}, return_when=asyncio.FIRST_COMPLETED)
             if not turn.done():
                 raise EtcdLeaseLost(f"the lease of candidate {key} has ended")
-            turn.result()
+            return Leadership(self._client, lease, key, turn.result())
         except BaseException:
-            await _withdraw(candidacy)
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
+            await self._withdraw(key)
             raise
         finally:
-            turn.cancel()
             end.cancel()
-            await asyncio.gather(turn, end, return_exceptions=True)
-        return candidacy
+            await asyncio.gather(end, return_exceptions=True)
 
     async def leader(self) -> KeyValue | None:
         """The leader's key, or None when there is no candidate."""
         listing = await self._client.list(self._prefix)
         return min(listing.items, key=lambda item: item.create_revision, default=None)
 
-    async def _wait_for_turn(self, candidacy: Leadership) -> None:
+    async def _wait_for_turn(self, lease: Lease, key: str) -> int:
+        """Enters the candidate, waits until it is the oldest one, and returns its token."""
+        entry = await self._client.transact(
+            [compare_create_revision(key, 0)], [put_op(key, self._value, lease=lease.id)], [get_op(key)]
+        )
+        held = None if entry.succeeded else entry.results[0]
+        token = held.create_revision if held else entry.revision
         while True:
             listing = await self._client.list(self._prefix)
-            if all((item.key, item.create_revision) != (candidacy.key, candidacy.token) for item in listing.items):
-                raise EtcdLeaseLost(f"the key of candidate {candidacy.key} is gone")
-            before = [item for item in listing.items if item.create_revision < candidacy.token]
+            if all((item.key, item.create_revision) != (key, token) for item in listing.items):
+                raise EtcdLeaseLost(f"the key of candidate {key} is gone")
+            before = [item for item in listing.items if item.create_revision < token]
             if not before:
-                return
+                return token
             await self._wait_for_end(max(before, key=lambda item: item.create_revision), listing.revision)
 
     async def _wait_for_end(self, candidate: KeyValue, revision: int) -> None:
@@ -110,9 +111,8 @@ class Election:
         except EtcdCompacted:
             return  # the caller lists again
 
-
-async def _withdraw(candidacy: Leadership) -> None:
-    """Takes the candidate's key away, if etcd can be reached; if not, its lease will end."""
-    with contextlib.suppress(EtcdError, TimeoutError):
-        async with asyncio.timeout(_WITHDRAW_SECONDS):
-            await candidacy.resign()
+    async def _withdraw(self, key: str) -> None:
+        """Takes the candidate's key away, if etcd can be reached; if not, its lease will end."""
+        with contextlib.suppress(EtcdError, TimeoutError):
+            async with asyncio.timeout(_WITHDRAW_SECONDS):
+                await self._client.delete(key)

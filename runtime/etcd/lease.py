@@ -94,7 +94,12 @@ class Lease:
         self._suspend_deadline = sent_suspend + ttl_seconds
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, self.deadline - time.monotonic()), self._end)
+        left = max(0.0, self.deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(left, self._lose, "not renewed in time")
+
+    def _lose(self, reason: str) -> None:
+        log.warning("lease lost", reason=reason)
+        self._end()
 
     def _end(self) -> None:
         if self._timer is not None:
@@ -128,8 +133,7 @@ class Lease:
         if response.TTL > 0 and self.is_alive:
             self._extend(sent, sent_suspend, response.TTL)
             return
-        log.warning("lease lost", has_ended_at_server=response.TTL <= 0)
-        self._end()
+        self._lose("ended by etcd" if response.TTL <= 0 else "renewed too late")
 
     async def _revoke(self) -> None:
         with contextlib.suppress(EtcdError, TimeoutError):

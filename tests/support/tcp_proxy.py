@@ -31,6 +31,7 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._has_answers = True
         self._connected = asyncio.Condition()
 
     @property
@@ -70,8 +71,16 @@ class TcpProxy:
         """Carries nothing from now on; connections stay open, and new ones are accepted."""
         self._flowing.clear()
 
+    def swallow_answers(self) -> None:
+        """Carries on to the target, and throws away what comes back, until `resume`.
+
+        The connections are broken after that: end them by `cut_connections`.
+        """
+        self._has_answers = False
+
     def resume(self) -> None:
         """Carries again, also what has waited."""
+        self._has_answers = True
         self._flowing.set()
 
     async def wait_for_connections(self, count: int, timeout: float = 10.0) -> None:
@@ -92,8 +101,8 @@ class TcpProxy:
             target_reader, target = await asyncio.open_connection(*self._target)
             self._writers.add(target)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry(reader, target))
-                group.create_task(self._carry(target_reader, writer))
+                group.create_task(self._carry(reader, target, is_answer=False))
+                group.create_task(self._carry(target_reader, writer, is_answer=True))
         except (OSError, ExceptionGroup, asyncio.CancelledError):
             pass  # one side is gone; the test sees it at the other
         finally:
@@ -103,9 +112,11 @@ class TcpProxy:
                     self._writers.discard(end)
             self._tasks.discard(task)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
         while piece := await reader.read(_PIECE_BYTES):
             await self._flowing.wait()
+            if is_answer and not self._has_answers:
+                continue
             if self.delay:
                 await asyncio.sleep(self.delay)
             writer.write(piece)
