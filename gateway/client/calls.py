@@ -14,7 +14,7 @@ import grpc.aio
 
 from gateway.client import spans
 from gateway.client.endpoint import ORIGIN, PURPOSE, TRACEPARENT
-from gateway.client.failures import Failed, failed_call, failed_operation, persist
+from gateway.client.failures import Failed, closed, failed_call, failed_operation, persist
 from gateway.client.model import seconds_of
 from policy.errors import DeadlineExceeded, InvalidInput, NotOwnedHere
 
@@ -165,6 +165,12 @@ class Calls:
             if failed.is_transport or (isinstance(failed.error, DeadlineExceeded) and timeout >= self._patience):
                 self._connections.report(endpoint)
             raise failed from None
+        except asyncio.CancelledError:
+            # Closing a channel cancels its calls: that is an answer to this caller, not a wish of theirs.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise closed() from None
         endpoint.succeed()
         return response
 

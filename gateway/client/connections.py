@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from random import randrange
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.client.endpoint import Endpoint
+from gateway.client.failures import closed
 from gateway.client.lane import Lane
 from gateway.client.routes import HOME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gateway.client.model import ClientSettings
     from gateway.client.routes import Routes
+
+
+_LAST_CALLS: Final = 30.0
+"""Seconds that calls have to end on a gateway that has left the routes."""
 
 
 class Connections:
@@ -34,6 +37,9 @@ class Connections:
         self._current: dict[str, Lane] = {}
         """IDC or `HOME` -> the lane that its calls take now; absent: choose anew."""
         self._closing: set[asyncio.Task[None]] = set()
+        self._retired: set[Endpoint] = set()
+        """Endpoints that finish their last calls."""
+        self._is_closed = False
         # Clients start at different gateways of an IDC, and then stay there.
         self._turn = randrange(1 << 16)  # noqa: S311 (spreading, not secrecy)
 
@@ -78,6 +84,8 @@ class Connections:
 
     def _choose(self, hop: str) -> tuple[Endpoint, bool]:
         """An endpoint, and whether it is where the call should go (and not a way round)."""
+        if self._is_closed:
+            raise closed()
         there = self._candidates(hop)
         for endpoint in there:
             if endpoint.is_up:
@@ -119,22 +127,28 @@ class Connections:
         needed.update(address for address, _ in self._lanes)
         unused = [self._endpoints.pop(address) for address in set(self._endpoints) - needed]
         if stale or unused:
-            task = asyncio.get_running_loop().create_task(_close(stale, unused))
+            self._retired.update(unused)
+            task = asyncio.get_running_loop().create_task(self._retire(stale, unused))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _retire(self, lanes: list[Lane], endpoints: list[Endpoint]) -> None:
+        # A gateway that drains has left the routes, and still answers the calls that it has taken.
+        await asyncio.gather(
+            *(lane.close() for lane in lanes), *(endpoint.close(_LAST_CALLS) for endpoint in endpoints)
+        )
+        self._retired.difference_update(endpoints)
 
     def _is_stale(self, lane: Lane, needed: set[str]) -> bool:
         return lane.endpoint.address not in needed or lane.origin != self.origin_for(lane.endpoint)
 
     async def close(self) -> None:
         """Closes everything; calls that still wait fail."""
-        lanes, endpoints = list(self._lanes.values()), list(self._endpoints.values())
-        await _close(lanes, endpoints)
+        self._is_closed = True
+        for task in self._closing:
+            task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
-
-
-async def _close(lanes: Iterable[Lane], endpoints: Iterable[Endpoint]) -> None:
-    for lane in lanes:
-        await lane.close()
-    for endpoint in endpoints:
-        await endpoint.close()
+        for lane in list(self._lanes.values()):
+            await lane.close()
+        for endpoint in (*self._endpoints.values(), *self._retired):
+            await endpoint.close()

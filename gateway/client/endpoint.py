@@ -81,9 +81,9 @@ class Endpoint:
         """Opens a stream of operations."""
         return self.rows.Exchange(metadata=((ORIGIN, origin),) if origin else None)
 
-    async def close(self) -> None:
-        """Closes the channel and everything on it."""
-        await self._channel.close()
+    async def close(self, grace: float | None = None) -> None:
+        """Closes the channel; calls on it have so many seconds to end."""
+        await self._channel.close(grace)
 
 
 def _open_channel(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:

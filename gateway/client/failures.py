@@ -93,6 +93,11 @@ def unreachable(address: str, text: str) -> Failed:
     return Failed(PeerUnreachable(f"gateway {address}: {text}"))
 
 
+def closed() -> Failed:
+    """The client was closed: nothing will help."""
+    return Failed(RegiongateError("the client is closed"))
+
+
 def _failed(reason: str, message: str, metadata: dict[str, str], retry_after: float) -> Failed:
     error = error_from_wire(reason, message, metadata)
     if isinstance(error, Unavailable) and retry_after:

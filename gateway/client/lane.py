@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import grpc
 import grpc.aio
 
-from gateway.client.failures import Failed, failed_call, unreachable
+from gateway.client.failures import Failed, closed, failed_call, unreachable
 from policy.errors import DeadlineExceeded, LimitReached
 from regiongate.v1 import row_service_pb2
 
@@ -227,7 +227,7 @@ class Lane:
             self._sweep_by(min(entry.deadline for entry in self._pending.values()))
 
     async def close(self) -> None:
-        """Ends the stream; calls that still wait fail as unreachable."""
-        self._end(unreachable(self.endpoint.address, "client closed"))
+        """Ends the stream, and fails the calls that still wait."""
+        self._end(closed())
         self._reader.cancel()
         await asyncio.gather(self._reader, self._writer, return_exceptions=True)
