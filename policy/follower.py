@@ -103,6 +103,7 @@ class Follower:
         """Why the newest law cannot be used; empty when it is in use."""
         self.last_event = 0.0
         """When the store was last heard of (`time.monotonic`)."""
+        self._advanced = asyncio.Event()
         self.changed = asyncio.Event()
         """Set at the next change of any of the above, and replaced by a new one: take it, look, then wait for it."""
 
@@ -132,6 +133,16 @@ class Follower:
     async def wait_loaded(self, deadline: float) -> bool:
         """Waits for the first snapshot, with or without a policy in it."""
         return await self.wait_until(lambda: self.is_loaded, deadline)
+
+    async def wait_seen(self, store_revision: int, deadline: float) -> bool:
+        """Waits until everything up to that revision of the store has been seen, whatever it was."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while self.store_revision < store_revision:
+                    await self._advanced.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def wait_until(self, condition: Callable[[], bool], deadline: float) -> bool:
         """Waits for a change that makes the condition true; False when the loop's clock reaches `deadline` first."""
@@ -191,11 +202,8 @@ class Follower:
                 raise self._went_back(revision)
             wanted = item.mod_revision if item else 0
             limit = asyncio.get_running_loop().time() + LAG_ALLOWED.total_seconds()
-            if not await self.wait_until(lambda wanted=wanted: self._has_seen_policy(wanted), limit):
+            if not await self.wait_seen(wanted, limit):
                 raise WatchStuck(f"the policy changed at revision {wanted}, the watch is at {self.store_revision}")
-
-    def _has_seen_policy(self, mod_revision: int) -> bool:
-        return self.store_revision >= mod_revision
 
     async def _take(self, batch: FeedBatch) -> None:
         if batch.is_snapshot and batch.revision < self.store_revision:
@@ -209,6 +217,8 @@ class Follower:
         if difference.gateways:
             self.gateways = MappingProxyType(self._state.gateways_by_idc())
         STORE_REVISION.set(batch.revision)
+        advanced, self._advanced = self._advanced, asyncio.Event()
+        advanced.set()
         if law or difference or is_first:
             self._notify()
 

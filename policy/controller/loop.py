@@ -126,9 +126,7 @@ class Controller:
         return tuple(rollout for rollout in known if rollout.record.state == "running")
 
     async def _catch_up(self, actor: Actor) -> None:
-        wanted = actor.store_revision
-        limit = asyncio.get_running_loop().time() + CATCH_UP_SECONDS
-        await self.follower.wait_until(lambda: self.follower.store_revision >= wanted, limit)
+        await self.follower.wait_seen(actor.store_revision, asyncio.get_running_loop().time() + CATCH_UP_SECONDS)
 
     def _tell_leading(self, *, is_leader: bool) -> None:
         self.is_leader = is_leader
