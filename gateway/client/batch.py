@@ -1,7 +1,8 @@
 """Many rows in few calls: split by owner, sent side by side, and only what failed for a while sent again.
 
 The rows of one shard always travel in one call, in the caller's order. A retry repeats all of a shard's writes, also
-those that were done: under the same request_id they return their first result, and the store knows the set again.
+those that were done: under the same request_id they return their first result, and the store knows the set again. Of
+reads only those that failed are repeated.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Batch(Generic[_Item, _Answer, _Result]):
         places: RegionCode and key of each item.
         send: Sends some items to an IDC until a time; results in their order; raises `Failed`.
         read: Makes an outcome of a result that is not an error.
+        repeats_shards: Whether a retry brings all items of a shard, as writes must.
     """
 
     def __init__(
@@ -41,12 +43,15 @@ class Batch(Generic[_Item, _Answer, _Result]):
         places: Sequence[tuple[str, str | int]],
         send: Callable[[str, list[_Item], float], Awaitable[Sequence[_Answer]]],
         read: Callable[[_Answer], _Result],
+        *,
+        repeats_shards: bool,
     ) -> None:
         self._routes = routes
         self._items = items
         self._places = places
         self._send = send
         self._read = read
+        self._repeats_shards = repeats_shards
         self._outcomes: list[_Result | RegiongateError | None] = [None] * len(items)
         self._open = list(range(len(items)))
 
@@ -66,8 +71,11 @@ class Batch(Generic[_Item, _Answer, _Result]):
             by_hop.setdefault(self._routes.next_hop(*self._places[index]), []).append(index)
         failures = await asyncio.gather(*(self._send_part(hop, part, until) for hop, part in by_hop.items()))
         failed = [failure for part in failures for failure in part.items()]
-        shards = {self._shard(index) for index, failure in failed if can_retry(failure)}
-        self._open = [index for index in self._open if self._shard(index) in shards]
+        again = {index for index, failure in failed if can_retry(failure)}
+        if self._repeats_shards:
+            shards = {self._shard(index) for index in again}
+            again = {index for index in self._open if self._shard(index) in shards}
+        self._open = sorted(again)
         if self._open:
             raise max((failure for _, failure in failed if can_retry(failure)), key=lambda f: f.retry_after)
 

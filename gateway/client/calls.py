@@ -102,6 +102,8 @@ class Calls:
             failed = failed_operation(result.error)
             if isinstance(failed.error, NotOwnedHere):
                 self._routes.learn(operation.region_code, key, failed.error.owner_idc, failed.error.endpoints)
+            elif failed.is_transport:
+                self._connections.report(lane.endpoint)
             raise failed
         return result
 

@@ -53,6 +53,9 @@ _BY_STATUS: Final[Mapping[grpc.StatusCode, type[RegiongateError]]] = {
 }
 """What a status means that comes without details: from grpc itself, or something in between."""
 
+_LOAD_LIMITS: Final = frozenset({"max_operations", "max_streams", "peer_operations", "answer_bytes"})
+"""Limits that are met by chance, and may not be met a moment later; a row that is too large stays so."""
+
 _DETAILS: Final = "grpc-status-details-bin"
 
 
@@ -67,8 +70,11 @@ class Failed(Exception):
 
     @property
     def is_transport(self) -> bool:
-        """Whether the gateway could not be reached, so that another one is worth trying at once."""
-        return isinstance(self.error, PeerUnreachable) and not self.retry_after
+        """Whether it is about the gateway that was asked, so that another one is worth trying at once."""
+        if isinstance(self.error, PeerUnreachable):
+            # A gateway that could not reach another one says how long to wait.
+            return not self.retry_after
+        return type(self.error) is Unavailable
 
 
 def failed_operation(error: types_pb2.Error) -> Failed:
@@ -128,9 +134,8 @@ def can_retry(failed: Failed) -> bool:
     match failed.error:
         case NotOwnedHere() | Unavailable() | StaleEpoch() | DeadlineExceeded():
             return True
-        case LimitReached():
-            # A limit on size stays; one on load says how long to wait.
-            return failed.retry_after > 0
+        case LimitReached(limit=limit):
+            return limit in _LOAD_LIMITS
         case _:
             return False
 
@@ -150,7 +155,7 @@ class Backoff:
             self._redirects += 1
             if self._redirects <= _FREE_REDIRECTS:
                 return 0.0
-        delay = max(self._delay, failed.retry_after)
+        delay = self._delay if failed.is_transport else max(self._delay, failed.retry_after)
         self._delay = min(self._delay * 2, _MAX_DELAY)
         return uniform(delay / 2, delay)  # noqa: S311 (spreading, not secrecy)
 

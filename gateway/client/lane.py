@@ -201,7 +201,7 @@ class Lane:
             self._sweep.cancel()
         waiting, self._pending = self._pending, {}
         self._queues.clear()
-        if failed.is_transport and waiting:
+        if failed.is_transport:
             self.endpoint.fail()
         for entry in waiting.values():
             if not entry.future.done():

@@ -61,7 +61,7 @@ class ManyRows:
         outcomes: list[Row | RegiongateError] = []
         for some in _chunks(keys):
             items = [_row_key(region_code, key) for region_code, key in some]
-            batch = Batch(self._routes, items, some, send, _read_row)
+            batch = Batch(self._routes, items, some, send, _read_row, repeats_shards=False)
             outcomes += await batch.run(deadline, self._calls.attempt_timeout(deadline))
         return outcomes
 
@@ -97,7 +97,7 @@ class ManyRows:
 
             some = slice(start, start + MAX_ROWS)
             places = [(write.region_code, write.key) for write in writes[some]]
-            batch = Batch(self._routes, items[some], places, send, _read_receipt)
+            batch = Batch(self._routes, items[some], places, send, _read_receipt, repeats_shards=True)
             outcomes += await batch.run(deadline, self._calls.attempt_timeout(deadline))
         return outcomes
 

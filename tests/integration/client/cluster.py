@@ -332,6 +332,7 @@ class Site(row_service_pb2_grpc.RowServiceServicer, routing_service_pb2_grpc.Rou
     async def BatchGetRows(self, request, context):  # noqa: N802
         asker = self._note(context, "batch_get")
         await self.works.wait()
+        self.world.messages[f"{self.idc}.keys"] += len(request.keys)
         answer = row_service_pb2.BatchGetRowsResponse()
         for item in request.keys:
             result = answer.results.add()

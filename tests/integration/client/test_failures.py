@@ -11,7 +11,7 @@ import pytest
 
 import regiongate
 from gateway.client import ClientSettings
-from policy.errors import DatabaseUnavailable, NotOwnedHere, ShardUnavailable, VersionConflict
+from policy.errors import DatabaseUnavailable, NotOwnedHere, ShardUnavailable, Unavailable, VersionConflict
 from policy.sharding import shard_of
 from regiongate.errors import DeadlineExceeded, LimitReached, RegiongateError
 from tests.integration.client.cluster import SHARDS, running
@@ -247,6 +247,26 @@ async def test_a_batch_repeats_the_whole_shard_that_failed_and_nothing_else_law_
         assert world.messages["sin.rows"] == 40 + of_shard
         assert world.versions == 40
         assert len({a.request_id for a in world.asked}) == 1
+
+
+async def test_of_a_batch_of_reads_only_what_failed_is_asked_for_again():
+    async with running() as sites, regiongate.connect(sites["sin"].address) as client:
+        await client.put("customers", "SG", "k", {"spend": 1})
+        sites["sin"].failures.append(LimitReached("the answer is full", limit="answer_bytes"))
+        rows = await client.batch_get("customers", [("SG", "k")] * 10)
+        assert [type(row) for row in rows] == [regiongate.Row] * 10
+        assert sites["sin"].world.messages["sin.keys"] == 11
+
+
+async def test_a_gateway_that_is_leaving_is_left_at_once():
+    async with running("sin2") as sites, regiongate.connect(sites["fra"].address) as client:
+        for name in ("sin", "sin2"):
+            sites[name].failures.append(Unavailable("this gateway is stopping"))
+        start = time.monotonic()
+        await client.put("customers", "SG", "k", {"spend": 1})
+        assert {asked.idc for asked in sites["fra"].world.asked} >= {"sin"}
+        assert len(sites["fra"].world.asked) == 3
+        assert time.monotonic() - start < 1
 
 
 async def test_a_batch_whose_gateway_dies_is_finished_by_another_one():

@@ -23,9 +23,20 @@ def test_only_what_waiting_or_going_elsewhere_can_mend_is_tried_again(kind):
     assert can_retry(Failed(kind("text"))) is issubclass(kind, RETRIED)
 
 
-def test_a_limit_is_tried_again_only_when_the_gateway_says_how_long_to_wait():
-    assert can_retry(Failed(errors.LimitReached("busy"), retry_after=0.1))
-    assert not can_retry(Failed(errors.LimitReached("too large")))
+@pytest.mark.parametrize(
+    ("limit", "is_load"),
+    [("max_operations", True), ("max_streams", True), ("answer_bytes", True), ("row_bytes", False), ("", False)],
+)
+def test_a_limit_on_load_is_tried_again_and_one_on_size_is_not(limit, is_load):
+    assert can_retry(Failed(errors.LimitReached("too much", limit=limit))) is is_load
+
+
+def test_a_gateway_that_is_leaving_is_not_waited_for():
+    leaving = Failed(errors.Unavailable("this gateway is stopping"), retry_after=0.2)
+    assert leaving.is_transport
+    assert Backoff().after(leaving) <= 0.02
+    assert not Failed(errors.ShardUnavailable("opening"), retry_after=0.2).is_transport
+    assert not Failed(errors.PeerUnreachable("fra does not answer"), retry_after=0.2).is_transport
 
 
 def test_waits_grow_to_a_bound_and_are_never_shorter_than_half_of_what_was_asked():
