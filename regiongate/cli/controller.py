@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from policy.controller.main import ControllerSettings, run
+from policy.controller.settings import ControllerSettings
 from regiongate.cli.settings_options import settings_command
 
 app = typer.Typer()
-settings_command(app, ControllerSettings, run)
+
+
+def _run(settings: ControllerSettings) -> int:
+    # Loaded once the settings stand: a wrong flag, or --help, need not wait for it.
+    from policy.controller.main import run  # noqa: PLC0415
+
+    return run(settings)
+
+
+settings_command(app, ControllerSettings, _run)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from gateway.main import run
 from gateway.settings import GatewaySettings
 from regiongate.cli.settings_options import settings_command
 
 app = typer.Typer()
-settings_command(app, GatewaySettings, run)
+
+
+def _run(settings: GatewaySettings) -> int:
+    # Loaded once the settings stand: a wrong flag, or --help, need not wait for it.
+    from gateway.main import run  # noqa: PLC0415
+
+    return run(settings)
+
+
+settings_command(app, GatewaySettings, _run)
