@@ -161,7 +161,8 @@ async def test_law_l6_a_gateway_that_cannot_read_the_law_withdraws_and_does_not_
         unreadable = PolicyRevision(2, 1, "?", "", "", "", rules={"version": 99})
         await cluster.client.put(cluster.keys.policy_revision(2), unreadable.encode())
         await cluster.client.put(cluster.keys.policy_current, CurrentPolicy(2).encode())
-        await eventually(lambda: not it.presence.is_fresh)
+        assert await it.follower.wait_until(lambda: bool(it.follower.problem), deadline())
+        assert not it.presence.is_fresh, "in the very moment in which the law is known to be unreadable"
         await eventually(lambda: not it.presence.is_registered)
         applied = await wait_effective(cluster.client, cluster.keys, 2, 0, deadline=deadline(5), schema_grace=0)
         assert applied.is_effective

@@ -15,7 +15,7 @@ from policy.errors import (
     RevisionConflict,
     RevisionNotFound,
 )
-from policy.records import ShardRecord
+from policy.records import CurrentPolicy, PolicyRevision, ShardRecord
 from tests.support.cluster import OTHER_WEIGHTS, POLICY, WITH_EMAIL, WITHOUT_SUPPORT, deadline, member
 
 
@@ -78,6 +78,15 @@ async def test_of_many_admins_who_state_no_parent_none_overwrites_what_it_has_no
     assert all(isinstance(it, RevisionConflict) for it in results if isinstance(it, BaseException))
     assert sorted(won) == list(range(2, 2 + len(won)))
     assert await cluster.store.newest_revision() == 1 + len(won)
+
+
+async def test_a_revision_is_stored_only_while_its_parent_is_current_whatever_numbers_are_free(cluster):
+    await cluster.apply()
+    base = await cluster.store.base()
+    await cluster.client.put(cluster.keys.policy_current, CurrentPolicy(5).encode())
+    with pytest.raises(RevisionConflict) as caught:
+        await cluster.store.commit(base, PolicyRevision(2, 1, "", "", "", ""), None)
+    assert (caught.value.parent, caught.value.current) == (1, 5)
 
 
 async def test_an_admin_who_has_read_an_older_revision_is_refused(cluster):
