@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
+from pydantic_settings import NoDecode
 
 from runtime.config import EtcdOptions, Settings, TelemetryOptions, TlsOptions
 
@@ -56,7 +57,7 @@ def _seconds(value: object) -> object:
     return value
 
 
-HostPort = Annotated[Address, BeforeValidator(parse_address), PlainSerializer(str)]
+HostPort = Annotated[Address, NoDecode, BeforeValidator(parse_address), PlainSerializer(str)]
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 
 

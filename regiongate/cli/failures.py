@@ -62,9 +62,11 @@ def _usage_text(error: BaseException) -> str | None:
     """The text of typer's complaint about the command line, whose classes are private."""
     if getattr(error, "exit_code", None) == WRONG_USAGE and hasattr(error, "format_message"):
         return cast("Any", error).format_message()
-    if type(error).__module__.startswith("pydantic") and hasattr(error, "errors"):
+    if not type(error).__module__.startswith("pydantic"):
+        return None
+    if hasattr(error, "errors"):
         return "; ".join(_setting_text(item) for item in cast("Any", error).errors(include_url=False))
-    return None
+    return str(error)
 
 
 def _setting_text(item: dict[str, Any]) -> str:
