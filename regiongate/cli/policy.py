@@ -211,7 +211,7 @@ def explain(
     """Tell step by step what the policy says of an operation, now or then (law L7)."""
     from policy.explain import explain as explain_by  # noqa: PLC0415
 
-    policy = _policy_of(_load(file, is_quiet=True), 0) if file else run_async(_stored_policy(entry, revision))
+    policy = _policy_of(_load(file), 0) if file else run_async(_stored_policy(entry, revision))
     askers = tuple(part.strip() for part in asker.split(",") if part.strip())
     explanation = explain_by(policy, dataset, region_code, askers, operation, entry.purpose)
     if output is Output.JSON:
@@ -285,12 +285,14 @@ async def _stub(entry: Entry) -> AsyncGenerator[PolicyServiceAsyncStub]:
         yield cast("PolicyServiceAsyncStub", PolicyServiceStub(channel))
 
 
-def _load(path: Path, *, is_quiet: bool = False) -> LoadedPolicy:
+def _load(path: Path) -> LoadedPolicy:
+    """Reads and checks a document; tells its warnings, and leaves its notes to `validate` and `plan`."""
     from policy.loading import load_policy_files  # noqa: PLC0415
 
     loaded = load_policy_files(path)
-    for finding in () if is_quiet else loaded.findings:
-        say(str(finding), _STYLES[finding.severity])
+    for finding in loaded.findings:
+        if finding.severity is Severity.WARNING:
+            say(str(finding), _STYLES[finding.severity])
     return loaded
 
 
