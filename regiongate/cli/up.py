@@ -103,15 +103,12 @@ async def _up(options: UpOptions, folder: DataFolder, stop: asyncio.Event) -> No
 
 async def _bring_up(stack: Stack, loaded: LoadedPolicy | None, options: UpOptions) -> None:
     await stack.start()
-    await stack.wait_healthy()
+    await stack.wait_ready()
     async with GatewayCalls(list(stack.gateways.values())) as calls:
         if loaded is not None:
             await calls.apply(loaded.text, str(options.policy), _tell)
-        has_policy = await calls.has_policy()
-    if has_policy:
-        await stack.wait_ready()
-    else:
-        _tell("no policy yet: `regiongate policy apply FILE` comes next")
+        elif not await calls.has_policy():
+            _tell("no policy yet: `regiongate policy apply FILE` comes next")
     stack.publish()
 
 

@@ -1,8 +1,8 @@
 """The embedded stack: etcd, a PostgreSQL and a gateway for each IDC, and a controller, each in a process of its own.
 
 Servers start side by side, since a machine with two cores is all that a laptop may have: gateways load their modules
-while the databases are being made, and wait for them by themselves. The stack is up when each gateway says that it is
-healthy, and ready when each says that it is ready.
+while the databases are being made, and wait for them by themselves. The stack is ready when each gateway says
+that it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.stack_file import IdcEntry, ProcessEntry, StackFile
 from runtime.supervisor.errors import StackError
 from runtime.supervisor.keeper import Keeper, Member
 from runtime.supervisor.ports import HOST
-from runtime.supervisor.probe import Health, read_health
+from runtime.supervisor.probe import read_health
 from runtime.supervisor.process import Child, read_tail
 
 if TYPE_CHECKING:
@@ -83,13 +83,12 @@ class Stack:
                 group.create_task(self._start_own("gateway", idc, GATEWAY_STAGE))
                 group.create_task(self._start_database(idc))
 
-    async def wait_healthy(self) -> None:
-        """Waits until every gateway answers."""
-        await self._poll_all(lambda health: health.is_reachable, "up")
-
     async def wait_ready(self) -> None:
-        """Waits until every gateway is ready."""
-        await self._poll_all(lambda health: health.is_ready, "ready")
+        """Waits until every gateway says that it is ready: registered, its database connected, its schema there."""
+        gateways = [member for member in self._keeper.members if member.role == "gateway"]
+        async with asyncio.TaskGroup() as group:
+            for member in gateways:
+                group.create_task(self._poll_ready(member))
 
     def publish(self) -> None:
         """Writes `stack.json`, and from now on again whenever a process is started anew."""
@@ -181,16 +180,10 @@ class Stack:
         except EmbeddedServerError as error:
             raise StackError("CANNOT_START", f"{member.name}: {error}") from error
 
-    async def _poll_all(self, is_enough: Callable[[Health], bool], goal: str) -> None:
-        gateways = [member for member in self._keeper.members if member.role == "gateway"]
-        async with asyncio.TaskGroup() as group:
-            for member in gateways:
-                group.create_task(self._poll(member, is_enough, goal))
-
-    async def _poll(self, member: Member, is_enough: Callable[[Health], bool], goal: str) -> None:
-        """Asks one gateway until it has reached the goal; gives up at the deadline or when its process ends."""
+    async def _poll_ready(self, member: Member) -> None:
+        """Asks one gateway until it is ready; gives up at the deadline or when its process ends."""
         began = time.monotonic()
-        while not is_enough(health := await read_health(member.metrics)):
+        while not (health := await read_health(member.metrics)).is_ready:
             if member.endings:
                 raise self._ended(member)
             if time.monotonic() - began > self._options.ready_timeout:
@@ -200,7 +193,7 @@ class Stack:
                     f"see {self._options.data_dir / 'logs' / f'{member.name}.log'}",
                 )
             await asyncio.sleep(_POLL_SECONDS)
-        self._tell(f"{member.name} is {goal} ({time.monotonic() - self._began:.1f} s after the start)")
+        self._tell(f"{member.name} is ready ({time.monotonic() - self._began:.1f} s after the start)")
 
     def _ended(self, member: Member) -> StackError:
         log = self._options.data_dir / "logs" / f"{member.name}.log"
