@@ -183,11 +183,13 @@ class Site(row_service_pb2_grpc.RowServiceServicer, routing_service_pb2_grpc.Rou
         self.server: grpc.aio.Server | None = None
         self.streams = 0
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self.server = grpc.aio.server()
         row_service_pb2_grpc.add_RowServiceServicer_to_server(self, self.server)
         routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(self, self.server)
-        port = self.server.add_insecure_port(f"127.0.0.1:{port}")
+        where = f"127.0.0.1:{port}"
+        add = self.server.add_insecure_port
+        port = self.server.add_secure_port(where, credentials) if credentials else add(where)
         self.address = f"127.0.0.1:{port}"
         await self.server.start()
 
@@ -383,14 +385,14 @@ class Site(row_service_pb2_grpc.RowServiceServicer, routing_service_pb2_grpc.Rou
 
 
 @asynccontextmanager
-async def running(*extra: str) -> AsyncIterator[dict[str, Site]]:
+async def running(*extra: str, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[dict[str, Site]]:
     """A gateway in each IDC, by IDC; more of the IDCs named, as `fra2`, `fra3`, ..."""
     world = World()
     sites: dict[str, Site] = {idc: Site(world, idc) for idc in JURISDICTIONS}
     for name in extra:
         sites[name] = Site(world, name.rstrip("0123456789"))
     for site in sites.values():
-        await site.start()
+        await site.start(credentials=credentials)
         world.sites.append(site)
     try:
         yield sites
