@@ -18,10 +18,10 @@ from gateway.client import values
 from gateway.client.calls import Calls, Work
 from gateway.client.connections import Connections
 from gateway.client.following import Follower
-from gateway.client.many import MAX_ROWS, ManyRows, Stated
+from gateway.client.many import ManyRows, Stated, check_size
 from gateway.client.model import ClientSettings, Page, seconds_of
 from gateway.client.routes import HOME, Routes
-from policy.errors import InvalidInput, LimitReached, PeerUnreachable, RegiongateError
+from policy.errors import InvalidInput, PeerUnreachable, RegiongateError
 from regiongate.v1 import row_service_pb2
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ class Client:
         operation.put.SetInParent()
         values.set_columns(operation.put.columns, columns, self._routes.types_of(dataset))
         stated = self._purpose if purpose is None else purpose
-        work = Work(operation, key, stated, self._calls.deadline(timeout), operation.ByteSize())
+        size = operation.ByteSize()
+        check_size(size)
+        work = Work(operation, key, stated, self._calls.deadline(timeout), size)
         return await self._write("client.put", work, if_version, traceparent)
 
     async def delete(
@@ -196,18 +198,16 @@ class Client:
 
         Args:
             dataset: See `get`.
-            writes: No key twice in 1,000 neighbours; more than 1,000 go as several batches.
+            writes: No key twice in 1,000 neighbours; more than 1,000, or than 3 MiB, go as several batches.
             request_id: As for `put`, for the whole batch: a repetition brings the same writes in the same order. Only
-                with at most 1,000 writes.
+                for what goes as one batch.
             purpose: See the class.
             timeout: See the class.
             traceparent: See `get`.
         """
-        if request_id and len(writes) > MAX_ROWS:
-            raise LimitReached(f"a request_id covers at most {MAX_ROWS} writes", limit="batch_rows")
         stated = Stated(self._purpose if purpose is None else purpose, self._calls.deadline(timeout))
         ids = repeat(request_id) if request_id else map(self._request_id, self._request_numbers)
-        perform = partial(self._many.write, dataset, writes, ids, stated)
+        perform = partial(self._many.write, dataset, writes, ids, stated, is_one=bool(request_id))
         return await self._calls.cover("client.batch_write", dataset, "", traceparent, perform)
 
     async def list_page(

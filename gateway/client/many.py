@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from gateway.client import values
 from gateway.client.batch import Batch
 from gateway.client.model import Put
+from policy.errors import LimitReached
 from regiongate.v1 import row_service_pb2, types_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gateway.client.calls import Calls
     from gateway.client.model import Delete, Receipt, Row
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 MAX_ROWS: Final = 1000
 """Rows in one call."""
+
+MAX_OPERATION_BYTES: Final = 2 << 20
+"""A row of the largest size, 1 MiB, with all that is around it: what is above this no gateway takes."""
+
+_MAX_CALL_BYTES: Final = 3 << 20
+"""Writes in one call, unless it is a single one; gateways take 4 MiB at least."""
 
 
 class Stated(NamedTuple):
@@ -59,7 +66,8 @@ class ManyRows:
             return answer.results
 
         outcomes: list[Row | RegiongateError] = []
-        for some in _chunks(keys):
+        for start in range(0, len(keys), MAX_ROWS):
+            some = keys[start : start + MAX_ROWS]
             items = [_row_key(region_code, key) for region_code, key in some]
             batch = Batch(self._routes, items, some, send, _read_row, repeats_shards=False)
             outcomes += await batch.run(deadline, self._calls.attempt_timeout(deadline))
@@ -69,17 +77,22 @@ class ManyRows:
         self,
         dataset: str,
         writes: Sequence[Put | Delete],
-        request_ids: Iterable[str],
+        request_ids: Iterator[str],
         stated: Stated,
         traceparent: str,
+        *,
+        is_one: bool,
     ) -> list[Receipt | RegiongateError]:
-        """Receipts, in the order of the writes; each chunk takes one request id."""
+        """Receipts, in the order of the writes; each call takes the next request id; `is_one`: a single call or none."""
         purpose, deadline = stated
         types = self._routes.types_of(dataset)
-        outcomes: list[Receipt | RegiongateError] = []
         # All are encoded first: a value that does not fit is refused before anything is written.
         items = [_row_write(write, types) for write in writes]
-        for start, request_id in zip(range(0, len(items), MAX_ROWS), request_ids, strict=False):
+        chunks = list(_chunks(items))
+        if is_one and len(chunks) > 1:
+            raise LimitReached(f"a request_id covers {MAX_ROWS} writes and 3 MiB at most", limit="batch_rows")
+        outcomes: list[Receipt | RegiongateError] = []
+        for some, request_id in zip(chunks, request_ids, strict=False):
 
             async def send(
                 hop: str, part: list[row_service_pb2.RowWrite], until: float, request_id: str = request_id
@@ -95,15 +108,23 @@ class ManyRows:
                 )
                 return answer.results
 
-            some = slice(start, start + MAX_ROWS)
             places = [(write.region_code, write.key) for write in writes[some]]
             batch = Batch(self._routes, items[some], places, send, _read_receipt, repeats_shards=True)
             outcomes += await batch.run(deadline, self._calls.attempt_timeout(deadline))
         return outcomes
 
 
-def _chunks(keys: Sequence[tuple[str, str | int]]) -> Iterable[Sequence[tuple[str, str | int]]]:
-    return (keys[start : start + MAX_ROWS] for start in range(0, len(keys), MAX_ROWS))
+def _chunks(items: Sequence[row_service_pb2.RowWrite]) -> Iterator[slice]:
+    """Cuts the items into calls, by number and by size."""
+    start, room = 0, _MAX_CALL_BYTES
+    for index, item in enumerate(items):
+        size = item.ByteSize()
+        if index > start and (index - start >= MAX_ROWS or size > room):
+            yield slice(start, index)
+            start, room = index, _MAX_CALL_BYTES
+        room -= size
+    if items:
+        yield slice(start, len(items))
 
 
 def _row_key(region_code: str, key: str | int) -> types_pb2.RowKey:
@@ -120,7 +141,14 @@ def _row_write(write: Put | Delete, types: Mapping[str, str]) -> row_service_pb2
         values.set_columns(item.put.columns, write.values, types)
     else:
         item.delete.SetInParent()
+    check_size(item.ByteSize())
     return item
+
+
+def check_size(size: int) -> None:
+    """Raises `LimitReached` for a row that would break its stream, and with it the calls of others."""
+    if size > MAX_OPERATION_BYTES:
+        raise LimitReached("the row is larger than a gateway takes", limit="row_bytes")
 
 
 def _read_row(result: row_service_pb2.GetResult) -> Row:

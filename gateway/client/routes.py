@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.client.model import DatasetColumns, RouteChange, ShardOwner
-from policy.errors import InvalidValue
 from policy.sharding import shard_of
 
 if TYPE_CHECKING:
@@ -113,9 +112,3 @@ class Routes:
     def snapshot(self) -> RouteChange:
         """All that is known, as one change."""
         return RouteChange(True, self.policy_revision, self.store_revision, self.home_idc, tuple(self._owners.values()))
-
-    def check_key(self, dataset: str, key: str | int) -> None:
-        """Raises `InvalidValue` when the key is of another type than the dataset's."""
-        key_type = self._key_types.get(dataset)
-        if key_type is not None and (key_type == "string") is not isinstance(key, str):
-            raise InvalidValue(f"keys of {dataset} are {key_type}", field_name="key")

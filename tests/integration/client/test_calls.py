@@ -210,6 +210,28 @@ async def test_a_batch_above_a_thousand_goes_as_several_each_with_a_request_of_i
             await client.batch_write("customers", writes, request_id="one")
 
 
+async def test_large_rows_are_spread_over_calls_and_one_that_is_too_large_harms_nobody():
+    async with running() as sites, regiongate.connect(sites["sin"].address) as client:
+        large = "x" * (1 << 20)
+        others = [asyncio.create_task(client.get("customers", "SG", str(n))) for n in range(10)]
+        for size in (3 << 20, 70 << 20):
+            with pytest.raises(LimitReached) as refused:
+                await client.put("customers", "SG", "k", {"name": "x" * size})
+            assert refused.value.limit == "row_bytes"
+        for outcome in await asyncio.gather(*others, return_exceptions=True):
+            assert isinstance(outcome, RowNotFound)
+        await asyncio.gather(*(client.put("customers", "SG", str(n), {"name": large}) for n in range(10)))
+        sites["sin"].world.asked.clear()
+        writes = [regiongate.Put("SG", str(n), {"name": large}) for n in range(10)]
+        results = await client.batch_write("customers", writes)
+        assert all(isinstance(result, regiongate.Receipt) for result in results)
+        assert len(sites["sin"].world.asked) == 5
+        with pytest.raises(LimitReached):
+            await client.batch_write("customers", writes, request_id="one")
+        rows = [row async for row in client.list("customers", "SG")]
+        assert {len(row.values["name"]) for row in rows} == {1 << 20}
+
+
 async def test_a_value_that_does_not_fit_stops_a_batch_before_anything_is_written():
     async with running() as sites, regiongate.connect(sites["sin"].address) as client:
         with pytest.raises(InvalidValue) as refused:
