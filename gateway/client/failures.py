@@ -53,7 +53,8 @@ _BY_STATUS: Final[Mapping[grpc.StatusCode, type[RegiongateError]]] = {
 }
 """What a status means that comes without details: from grpc itself, or something in between."""
 
-_LOAD_LIMITS: Final = frozenset({"max_operations", "max_streams", "peer_operations", "answer_bytes"})
+_FULL_ANSWER: Final = "answer_bytes"
+_LOAD_LIMITS: Final = frozenset({"max_operations", "max_streams", "peer_operations", _FULL_ANSWER})
 """Limits that are met by chance, and may not be met a moment later; a row that is too large stays so."""
 
 _DETAILS: Final = "grpc-status-details-bin"
@@ -155,6 +156,9 @@ class Backoff:
             self._redirects += 1
             if self._redirects <= _FREE_REDIRECTS:
                 return 0.0
+        if isinstance(failed.error, LimitReached) and failed.error.limit == _FULL_ANSWER:
+            # Each answer brings more of the rows: there is nothing to wait for.
+            return _FIRST_DELAY
         delay = self._delay if failed.is_transport else max(self._delay, failed.retry_after)
         self._delay = min(self._delay * 2, _MAX_DELAY)
         return uniform(delay / 2, delay)  # noqa: S311 (spreading, not secrecy)

@@ -83,7 +83,7 @@ class ManyRows:
         *,
         is_one: bool,
     ) -> list[Receipt | RegiongateError]:
-        """Receipts, in the order of the writes; each call takes the next request id; `is_one`: a single call or none."""
+        """Receipts, in the order of the writes; each call takes the next request id. `is_one`: one call or none."""
         purpose, deadline = stated
         types = self._routes.types_of(dataset)
         # All are encoded first: a value that does not fit is refused before anything is written.

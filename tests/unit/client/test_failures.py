@@ -31,6 +31,12 @@ def test_a_limit_on_load_is_tried_again_and_one_on_size_is_not(limit, is_load):
     assert can_retry(Failed(errors.LimitReached("too much", limit=limit))) is is_load
 
 
+def test_the_rest_of_a_full_answer_is_asked_for_without_growing_waits():
+    backoff = Backoff()
+    waits = [backoff.after(Failed(errors.LimitReached("full", limit="answer_bytes"))) for _ in range(50)]
+    assert max(waits) <= 0.02
+
+
 def test_a_gateway_that_is_leaving_is_not_waited_for():
     leaving = Failed(errors.Unavailable("this gateway is stopping"), retry_after=0.2)
     assert leaving.is_transport
