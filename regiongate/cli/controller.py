@@ -6,13 +6,15 @@ import typer
 
 from policy.controller.settings import ControllerSettings
 from regiongate.cli.settings_options import settings_command
+from runtime.lifecycle import collected_later
 
 app = typer.Typer()
 
 
 def _run(settings: ControllerSettings) -> int:
     # Loaded once the settings stand: a wrong flag, or --help, need not wait for it.
-    from policy.controller.main import run  # noqa: PLC0415
+    with collected_later():
+        from policy.controller.main import run  # noqa: PLC0415
 
     return run(settings)
 

@@ -6,13 +6,15 @@ import typer
 
 from gateway.settings import GatewaySettings
 from regiongate.cli.settings_options import settings_command
+from runtime.lifecycle import collected_later
 
 app = typer.Typer()
 
 
 def _run(settings: GatewaySettings) -> int:
     # Loaded once the settings stand: a wrong flag, or --help, need not wait for it.
-    from gateway.main import run  # noqa: PLC0415
+    with collected_later():
+        from gateway.main import run  # noqa: PLC0415
 
     return run(settings)
 
