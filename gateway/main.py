@@ -14,7 +14,7 @@ import asyncio
 import os
 import secrets
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +39,7 @@ from gateway.scan import Scanner
 from gateway.schema_keeper import SchemaKeeper, forget_requests
 from gateway.server import MAX_MESSAGE_BYTES, PEER_MESSAGE_BYTES, Listener
 from gateway.shard_service import ShardService
+from policy.errors import RegiongateError
 from policy.follower import Follower
 from policy.metrics import POLICY_AGE
 from policy.presence import Presence
@@ -46,7 +47,6 @@ from policy.records import Keys
 from policy.store import PolicyStore
 from policy.view import PolicyView
 from rowstore.database import Database
-from rowstore.fences import Fences
 from rowstore.schema import ensure_datasets, migrate
 from rowstore.store import RowStore
 from runtime import lifecycle
@@ -65,6 +65,9 @@ log = structlog.get_logger("gateway.main")
 
 _REGISTRATION_LOOK: Final = 5.0
 """Seconds between two log lines about a registration that does not come."""
+
+_DATABASE_LOOK: Final = 2.0
+"""Seconds between two signs of life from the database."""
 
 
 def run(settings: GatewaySettings) -> int:
@@ -120,13 +123,13 @@ class Gateway:
             peer_address=settings.peer_advertise or str(self.peer_address),
             ttl=settings.lease_ttl,
         )
-        self._view = PolicyView(self._follower, self._presence)
+        self.view = PolicyView(self._follower, self._presence)
         self._store = RowStore(database)
-        self._peers = Peers(idc, self._view, PeerSettings(), _connector(settings))
+        self._peers = Peers(idc, self.view, PeerSettings(), _connector(settings))
         limits = EngineSettings(max_held=settings.max_held, hold_timeout=settings.hold_timeout)
-        self._engine = Engine(idc, self._view, self._store, self._peers, tracing, limits)
+        self._engine = Engine(idc, self.view, self._store, self._peers, tracing, settings=limits)
         self._keeper = SchemaKeeper(
-            self._view,
+            self.view,
             migrate=partial(migrate, settings.database_url.get_secret_value()),
             ensure=partial(ensure_datasets, database),
             report=self._presence.report_schema,
@@ -136,7 +139,7 @@ class Gateway:
         POLICY_AGE.set_function(lambda: time.monotonic() - self._follower.last_event)
 
     def _add_services(self, policies: PolicyStore, tracing: Tracing) -> None:
-        settings, view, idc = self._settings, self._view, self._settings.idc
+        settings, view, idc = self._settings, self.view, self._settings.idc
         decisions = DecisionMessages()
         shared = ExchangeShared(self._engine, view, self._admission, decisions, settings.max_stream_messages)
         scanner = Scanner(idc, view, self._store)
@@ -155,12 +158,17 @@ class Gateway:
         peers = Ladder(self._admission, PeerSide(has_tls=settings.has_peer_tls), tracing, idc)
         self._peer_side.serve_exchange(ExchangeService(peers, shared))
         self._peer_side.serve_shards(
-            ShardService(peers, idc, view, fences=Fences(self._database), scanner=scanner, decisions=decisions)
+            ShardService(peers, idc, view, fences=self._store.fences, scanner=scanner, decisions=decisions)
         )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has registered, and takes calls."""
+        return self._admission.is_open
 
     def readiness(self) -> Readiness:
         """Whether this gateway can do all of its work; a lost policy store alone does not make it unready."""
-        table = self._view.table
+        table = self.view.table
         is_current = self._keeper.revision >= (table.policy.revision if table is not None else 0)
         checks = {
             "registered": "ok" if self._admission.is_open else "not registered, or stopping",
@@ -169,7 +177,7 @@ class Gateway:
         }
         is_ready = all(state == "ok" for state in checks.values())
         checks["policy_store"] = "ok" if self._client.is_connected else "not connected"
-        checks["policy_fresh"] = "ok" if self._view.is_fresh else "serves its own jurisdiction only"
+        checks["policy_fresh"] = "ok" if self.view.is_fresh else "serves its own jurisdiction only"
         return Readiness(is_ready, checks)
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -186,6 +194,7 @@ class Gateway:
                     group.create_task(forget_requests(self._store.forget_requests)),
                     group.create_task(self._open()),
                     group.create_task(self._check_store()),
+                    group.create_task(self._check_database()),
                 ]
                 await stop.wait()
                 await self._drain()
@@ -209,6 +218,13 @@ class Gateway:
             await self._client.status()
         except EtcdError as error:
             log.warning("the policy store does not tell its version", reason=type(error).__name__)
+
+    async def _check_database(self) -> None:
+        """Looks at the database now and then, so that readiness is right while nobody calls."""
+        while True:
+            with suppress(RegiongateError):
+                await self._database.check()
+            await asyncio.sleep(_DATABASE_LOOK)
 
     async def _set_serving(self, *, is_serving: bool) -> None:
         for listener in (self._clients, self._peer_side):

@@ -113,7 +113,9 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
 
     async def _check_assigned(self, shards: Sequence[ShardEpoch], deadline: float) -> None:
         """Waits for a table that assigns all of them to this IDC; raises `NotOwnedHere` or `AccessDenied`."""
-        until = min(deadline, asyncio.get_running_loop().time() + _WAIT_FOR_TABLE)
+        now = asyncio.get_running_loop().time()
+        # Half of the caller's time at most, so that the refusal still reaches it.
+        until = now + min((deadline - now) / 2, _WAIT_FOR_TABLE)
         while True:
             table = table_of(self._view)
             stray = next((shard for shard in shards if not self._is_assigned(table, shard)), None)
