@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 for _name in [name for name in os.environ if name.startswith(("REGIONGATE_", "OTEL_"))]:
     del os.environ[_name]
 os.environ["GRPC_VERBOSITY"] = "ERROR"
+# grpc's fork handlers abort a child that is forked while a channel is open.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,11 @@ class CommandFailed(Exception):
 
 def report(error: BaseException) -> int:
     """Writes the error to stderr and returns the exit code."""
+    if os.environ.get("REGIONGATE_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    while isinstance(error, BaseExceptionGroup):
+        # The first of several errors at once is what a person can act on.
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     if (usage := _usage_text(error)) is not None:
         return _write("USAGE", usage, "see --help", WRONG_USAGE)
     if (call := error_from_call(error)) is not None:
@@ -41,8 +46,6 @@ def report(error: BaseException) -> int:
             typer.echo(str(finding), err=True)
         hint = "a retry may succeed" if isinstance(error, Unavailable) else ""
         return _write(error.reason, _with_fields(error), hint, FAILED)
-    if os.environ.get("REGIONGATE_DEBUG"):
-        traceback.print_exception(error, file=sys.stderr)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _write("INTERNAL", text, "set REGIONGATE_DEBUG=1 to see where", FAILED)
 

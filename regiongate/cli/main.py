@@ -95,7 +95,9 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # GOAWAY lines of grpc's core would mix with our stderr.
+    # GOAWAY lines of grpc's core would mix with our stderr, and its fork handlers abort the children that `up` starts.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         code = app(arguments, prog_name="regiongate", standalone_mode=False)
     except typer.Abort:

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
@@ -34,6 +33,7 @@ from runtime.supervisor.errors import StackError
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import Mapping
+    from pathlib import Path
 
 USER: Final = "regiongate"
 DATABASE: Final = "regiongate"
@@ -106,7 +106,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The database as a `postgresql://` URL, with its password. Known once the folder is made."""
+        """The database as a `postgresql://` URL; known once the folder is made, or its password chosen."""
         return self._url(DATABASE)
 
     def _url(self, database: str) -> str:
@@ -119,6 +119,14 @@ class EmbeddedPostgres:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+    def choose_password(self, password: str) -> None:
+        """Chooses the password of a folder that is yet to be made, so that its URL is known before.
+
+        A folder and its template must have the same one. Raises `OSError`.
+        """
+        self._dir.mkdir(parents=True, exist_ok=True)
+        _write_private(self._dir / "password", password)
 
     async def prepare(self) -> None:
         """Makes the data folder if there is none yet; raises `StackError`."""
@@ -193,7 +201,9 @@ class EmbeddedPostgres:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         account.own(partial)
-        _write_private(password_file, secrets.token_urlsafe(24))
+        chosen = self._dir / "password"
+        password = chosen.read_text(encoding="ascii") if chosen.exists() else secrets.token_urlsafe(24)
+        _write_private(password_file, password)
         # Programs of another user must read it; the final file is ours alone.
         account.own(password_file)
         await run(

@@ -8,6 +8,7 @@ that it is.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -77,11 +78,10 @@ class Stack:
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_etcd())
-            group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
-            await self._make_databases()
             for idc in self._options.idcs:
                 group.create_task(self._start_own("gateway", idc, GATEWAY_STAGE))
-                group.create_task(self._start_database(idc))
+            group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
+            group.create_task(self._start_databases())
 
     async def wait_ready(self) -> None:
         """Waits until every gateway says that it is ready: registered, its database connected, its schema there."""
@@ -117,7 +117,7 @@ class Stack:
         missing = [idc for idc in self._options.idcs if not (root / idc / "data").exists()]
         # The template comes first, so that it is made first.
         idcs = sorted(self._options.idcs, key=lambda idc: idc in missing[1:])
-        return {
+        databases = {
             idc: EmbeddedPostgres(
                 root / idc,
                 ports[f"database of {idc}"],
@@ -125,9 +125,13 @@ class Stack:
             )
             for idc in idcs
         }
+        password = secrets.token_urlsafe(24)
+        for idc in missing:
+            # Gateways are told the URL, and load their modules, while the database is being made.
+            databases[idc].choose_password(password)
+        return databases
 
-    async def _make_databases(self) -> None:
-        """Makes the folders that are not there yet; afterwards each database's URL is known."""
+    async def _start_databases(self) -> None:
         began = time.monotonic()
         first, *others = self._databases.values()
         await first.prepare()
@@ -135,6 +139,9 @@ class Stack:
             for database in others:
                 group.create_task(database.prepare())
         self._tell(f"database folders are made ({time.monotonic() - began:.1f} s)")
+        async with asyncio.TaskGroup() as group:
+            for idc in self._options.idcs:
+                group.create_task(self._start_database(idc))
 
     async def _start_database(self, idc: str) -> None:
         began = time.monotonic()
