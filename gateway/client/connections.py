@@ -120,7 +120,7 @@ class Connections:
     def adapt(self) -> None:
         """Follows news of the routes: calls choose anew, and what nobody needs is closed."""
         self._current.clear()
-        needed = self._routes.all_endpoints().union(self._targets)
+        needed = self._routes.all_endpoints().union(self._targets, [self._routes.home_address])
         stale = [lane for lane in self._lanes.values() if lane.is_idle and self._is_stale(lane, needed)]
         for lane in stale:
             del self._lanes[lane.endpoint.address, lane.origin]

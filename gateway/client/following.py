@@ -81,6 +81,11 @@ class Follower:
                 self._take(news, endpoint)
         except grpc.aio.AioRpcError as error:
             self._note(failed_call(error, endpoint.address))
+        except asyncio.CancelledError:
+            # Cancelled from below, as a channel's closing does, the stream has ended; otherwise this task has.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
         except TimeoutError:
             self._note(unreachable(endpoint.address, "no answer in time"))
         finally:

@@ -138,6 +138,24 @@ async def test_when_the_home_gateway_dies_the_next_of_the_target_becomes_home():
             assert [(a.idc, a.origin) for a in sites["fra"].world.asked] == [("sin", "sha")]
 
 
+async def test_the_gateway_that_tells_the_routes_is_kept_while_it_does_though_it_has_left_them():
+    async with running("fra2") as sites:
+        world = sites["fra"].world
+        async with regiongate.connect(sites["fra"].address) as client:
+            changes = client.watch_routes()
+            await anext(changes)
+            await sites["fra"].stop()
+            assert (
+                await asyncio.wait_for(anext(changes), 10)
+            ).home_idc == "fra"  # from the other one, which is no target
+            sites["fra2"].is_announced = False
+            world.tell()
+            await asyncio.wait_for(anext(changes), 5)
+            assert sites["fra2"].address in client._connections._endpoints
+            world.tell()
+            assert (await asyncio.wait_for(anext(changes), 5)).store_revision == world.revision
+
+
 async def test_a_gateway_that_left_the_routes_gets_no_new_calls_and_its_stream_is_closed():
     async with running("sin2") as sites, regiongate.connect(sites["fra"].address) as client:
         world = sites["fra"].world
