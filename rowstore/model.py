@@ -100,3 +100,14 @@ class VersionMismatch:
 
 ReadOutcome = StoredRow | Missing | FenceMiss
 WriteOutcome = Written | VersionMismatch | FenceMiss
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Live rows of some shards of one RegionCode, in key order."""
+
+    rows: tuple[StoredRow, ...]
+    more: bool
+    """Whether there are rows above the last one."""
+    missed: tuple[ShardEpoch, ...] = ()
+    """Shards that this IDC's database may not serve at that epoch; their rows are not here."""

@@ -1,0 +1,314 @@
+"""Connections to one IDC's database: a bounded free list over asyncpg, which costs half of a pool.
+
+Connections are opened when they are first needed, so a gateway starts while its database is down. Every wait has a
+deadline: for a connection, for the server (statement and lock time-outs) and for the wire (a client time-out, should
+the server be frozen). A connection whose statement was cut short is never used again. Each statement commits by itself:
+no paused process holds a lock (law L2). The settings below are part of the laws: the writes of `rowstore.statements`
+are right at READ COMMITTED only, and acknowledged means durable (law L3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Self
+
+import asyncpg
+
+from policy.errors import DatabaseUnavailable, LimitReached
+from rowstore.driver_errors import DRIVER_ERRORS, translate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    Connection = asyncpg.Connection
+
+MAX_WAITING: Final = 10_000
+"""Statements that may wait for a connection."""
+
+_CUT_SHORT_TIMEOUT: Final = 2.0
+"""Seconds for ending a connection whose statement was cut short."""
+
+_CLIENT_GRACE: Final = 1.0
+"""Seconds that the server's time-out has before the client's."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """How to reach a database."""
+
+    url: str
+    size: int
+    application_name: str
+    statement_timeout: timedelta
+    connect_timeout: timedelta
+
+    def server_settings(self) -> dict[str, str]:
+        """Settings of each session."""
+        milliseconds = str(int(self.statement_timeout.total_seconds() * 1000))
+        return {
+            "application_name": self.application_name,
+            # A writer that waited for a fence must judge it as it is now, not as it was (law L2).
+            "default_transaction_isolation": "read committed",
+            # An acknowledged write survives the server (law L3).
+            "synchronous_commit": "on",
+            "statement_timeout": milliseconds,
+            "lock_timeout": milliseconds,
+            "idle_in_transaction_session_timeout": milliseconds,
+            # A statement of a client that is gone must not go on holding a fence.
+            "client_connection_check_interval": "2s",
+            # Plans are made once, perhaps on empty tables, and serve any number of rows: only lookups by index and in
+            # hash tables, whatever the statistics say. A nested loop remains where nothing else can be (LATERAL).
+            "plan_cache_mode": "force_generic_plan",
+            "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
+            "enable_sort": "off",
+            "enable_nestloop": "off",
+            "enable_mergejoin": "off",
+            "jit": "off",
+            "timezone": "UTC",
+        }
+
+
+class Database:
+    """One IDC's database; `async with Database.open(url)`."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+        self._timeout = settings.statement_timeout.total_seconds() + _CLIENT_GRACE
+        self._server_settings = settings.server_settings()
+        self._free: list[Connection] = []
+        self._unopened = settings.size
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self._is_connected = False
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        size: int = 8,
+        application_name: str = "regiongate",
+        statement_timeout: timedelta = timedelta(seconds=5),
+        connect_timeout: timedelta = timedelta(seconds=3),
+    ) -> Self:
+        """Describes a database without reaching for it yet.
+
+        Args:
+            url: `postgresql://user:password@host:port/name`, with `sslmode` and the like as libpq takes them.
+            size: Most connections at once.
+            application_name: What the server shows for them.
+            statement_timeout: How long a statement may take, a wait for a fence included.
+            connect_timeout: How long opening a connection, or waiting for a free one, may take.
+        """
+        return cls(DatabaseSettings(url, size, application_name, statement_timeout, connect_timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the database was reached when it was last tried."""
+        return self._is_connected and not self._is_closed
+
+    async def check(self) -> None:
+        """Asks the database for a sign of life; raises `DatabaseUnavailable`."""
+        await self.fetch("SELECT 1")
+
+    async def fetch(self, statement: str, *arguments: object, is_repeatable: bool = False) -> list[asyncpg.Record]:
+        """Runs one statement in a transaction of its own.
+
+        Args:
+            statement: SQL with `$1` and so on.
+            arguments: Their values.
+            is_repeatable: Whether it may be run again when the connection is lost, as a read may. Without it, an error
+                may leave open whether the statement has happened.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached, is too slow, or has no such table yet.
+            asyncpg.UniqueViolationError: an index said no; the callers of this package make sense of it.
+        """
+        connection = self._free.pop() if self._free else await self._acquire()
+        if connection.is_closed():
+            connection = await self._replace()
+        try:
+            records = await connection.fetch(statement, *arguments, timeout=self._timeout)
+        except asyncpg.UniqueViolationError:
+            self._release(connection)
+            raise
+        except DRIVER_ERRORS as error:
+            failure = translate(error)
+            is_lost = connection.is_closed()
+            self._give_back(connection, error)
+        except BaseException:
+            # Cancelled while the statement runs: asyncpg tells the server; nobody knows whether it still commits.
+            self._retire(connection)
+            raise
+        else:
+            self._release(connection)
+            return records
+        if is_repeatable and is_lost:
+            return await self.fetch(statement, *arguments)
+        raise failure
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncGenerator[Connection]:
+        """A connection to oneself, for several statements; the driver's errors are translated, too.
+
+        No fence may be held over it: a paused process would hold it as long.
+        """
+        connection = await self._acquire()
+        try:
+            yield connection
+        except DRIVER_ERRORS as error:
+            failure = translate(error)
+            self._give_back(connection, error)
+        except BaseException:
+            self._retire(connection)
+            raise
+        else:
+            self._release(connection)
+            return
+        raise failure
+
+    async def close(self) -> None:
+        """Closes every connection; whoever waits for one is refused."""
+        self._is_closed = True
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(DatabaseUnavailable("the gateway is stopping"))
+        self._waiting.clear()
+        free, self._free = self._free, []
+        for connection in free:
+            self._retire(connection)
+        while self._retiring:
+            await asyncio.wait(self._retiring)
+
+    # ---- the free list ----------------------------------------------------------------------------------------------
+
+    async def _acquire(self) -> Connection:
+        if self._is_closed:
+            raise DatabaseUnavailable("the gateway is stopping")
+        while self._free:
+            connection = self._free.pop()
+            if not connection.is_closed():
+                return connection
+            self._unopened += 1
+        if self._unopened:
+            self._unopened -= 1
+            return await self._connect()
+        return await self._wait_for_one()
+
+    async def _replace(self) -> Connection:
+        """Instead of a connection that the server has closed, as a restart does with all of them."""
+        self._unopened += 1
+        return await self._acquire()
+
+    async def _wait_for_one(self) -> Connection:
+        if len(self._waiting) >= MAX_WAITING:
+            raise LimitReached("too many statements wait for the database", limit=str(MAX_WAITING))
+        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout.total_seconds() + self._timeout):
+                connection = await waiter
+        except BaseException as error:
+            self._withdraw(waiter)
+            if isinstance(error, TimeoutError):
+                raise DatabaseUnavailable("no connection to the database was free in time") from None
+            raise
+        # None: no connection, but the right to open one.
+        return connection if connection is not None else await self._connect()
+
+    def _withdraw(self, waiter: asyncio.Future[Connection | None]) -> None:
+        """Somebody stops waiting; what was handed over in the same moment goes to the next."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            connection = waiter.result()
+            if connection is None:
+                self._free_slot()
+            else:
+                self._release(connection)
+
+    async def _connect(self) -> Connection:
+        """Opens a connection in a slot that is ours; gives the slot back when it fails."""
+        timeout = self._settings.connect_timeout.total_seconds()
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await asyncpg.connect(
+                    self._settings.url,
+                    server_settings=self._server_settings,
+                    statement_cache_size=500,
+                    max_cached_statement_lifetime=0,
+                    max_cacheable_statement_size=0,
+                )
+        except (*DRIVER_ERRORS, ValueError) as error:
+            self._is_connected = False
+            failure = translate(error)
+            self._free_slot()
+        except BaseException:
+            self._free_slot()
+            raise
+        else:
+            self._is_connected = True
+            return connection
+        raise failure
+
+    def _release(self, connection: Connection) -> None:
+        if connection.is_closed():
+            self._free_slot()
+        elif self._is_closed:
+            self._retire(connection)
+        else:
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(connection)
+                    return
+            self._free.append(connection)
+
+    def _free_slot(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._unopened += 1
+
+    def _give_back(self, connection: Connection, error: BaseException) -> None:
+        """After an error: a statement that the server refused leaves the connection whole, anything else does not."""
+        if (
+            isinstance(error, asyncpg.PostgresError)
+            and not connection.is_closed()
+            and not connection.is_in_transaction()
+        ):
+            self._release(connection)
+            return
+        if not isinstance(error, asyncpg.PostgresError):
+            self._is_connected = False
+        self._retire(connection)
+
+    def _retire(self, connection: Connection) -> None:
+        task = asyncio.get_running_loop().create_task(self._end(connection))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _end(self, connection: Connection) -> None:
+        """Ends a connection and gives its slot back; only then may another one be opened."""
+        try:
+            async with asyncio.timeout(_CUT_SHORT_TIMEOUT):
+                await connection.close()
+        except (*DRIVER_ERRORS, asyncio.CancelledError):
+            connection.terminate()
+        finally:
+            self._free_slot()

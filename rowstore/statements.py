@@ -1,0 +1,462 @@
+"""The statements of reads and writes: described once by SQLAlchemy, compiled once for each dataset, run by asyncpg.
+
+The anatomy of a write, which laws L2, L3 and L4 rest on. It runs at READ COMMITTED, and its snapshot is older than a
+lock that it had to wait for; so nothing that decides may rest on what it merely selects:
+- `locked` takes the fences of its shards in order (no deadlock between gateways), and judges each as it is after the
+  wait: a lock does that at this isolation level. `fence` moves `last_seq` on. Writers of one shard queue here until
+  commit, so sequence order is commit order, and `greatest` keeps time from running backwards.
+- `remembered` finds a replay by the unique index, which sees what has been committed since the snapshot.
+- `written` upserts: ON CONFLICT meets the newest row, whatever the snapshot shows.
+No plan hangs on statistics: tables are met by ON CONFLICT, or in LATERAL subqueries with a LIMIT or a lock, which
+cannot be flattened into joins; and `rowstore.database` forbids what is not a lookup by index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
+
+from rowstore.model import FenceMode
+from rowstore.tables import SYSTEM_COLUMNS, shard_fences, write_requests
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import CTE, ColumnElement, FromClause, Table
+    from sqlalchemy.sql import Executable
+    from sqlalchemy.types import TypeEngine
+
+_DIALECT: Final = asyncpg_dialect()
+
+
+def _literal(text: str) -> ColumnElement[str]:
+    """A constant of the statement: no parameter to send."""
+    escaped = text.replace("'", "''")
+    return literal_column(f"'{escaped}'", Text)
+
+
+_SERVING: Final = _literal(FenceMode.SERVING)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL, and which of its caller's arguments stands at which `$n`."""
+
+    sql: str
+    order: tuple[int, ...]
+
+    def arrange(self, arguments: Sequence[object]) -> list[object]:
+        """The caller's arguments in the order of the statement."""
+        return [arguments[index] for index in self.order]
+
+
+def compile_statement(statement: Executable, names: Sequence[str]) -> Statement:
+    """Compiles a statement whose parameters are handed over in the order of `names`."""
+    compiled = statement.compile(dialect=_DIALECT)  # pyright: ignore[reportAttributeAccessIssue]: every Core statement has it
+    positions = compiled.positiontup or []
+    return Statement(str(compiled), tuple(names.index(name) for name in positions))
+
+
+def value_names(table: Table) -> list[str]:
+    """The columns of the policy, in the order of the table."""
+    return [name for name in table.columns.keys() if name not in SYSTEM_COLUMNS]  # noqa: SIM118 (not a dict)
+
+
+def rows_of(name: str, columns: Sequence[tuple[str, str, TypeEngine[Any]]]) -> FromClause:
+    """Arrays as a table: for each column its name, its parameter and its type; and `ordinal`, from 1."""
+    arrays = [bindparam(parameter, type_=ARRAY(sql_type)) for _, parameter, sql_type in columns]
+    return (
+        func.unnest(*arrays)
+        .table_valued(
+            *(column(column_name, sql_type) for column_name, _, sql_type in columns),
+            with_ordinality="ordinal",
+            name=name,
+        )
+        .render_derived()
+    )
+
+
+# ---- reads ----------------------------------------------------------------------------------------------------------
+
+
+def is_readable(mode: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether reads pass in this mode."""
+    return mode.in_((_SERVING, _literal(FenceMode.DRAINING)))
+
+
+def _refusal(fence: FromClause, epoch: ColumnElement[int]) -> ColumnElement[str | None]:
+    """Null when the fence lets the read pass; otherwise `mode:epoch`, or empty without a fence."""
+    return case(
+        (fence.c.epoch.is_(None), _literal("")),
+        (and_(fence.c.epoch == epoch, is_readable(fence.c.mode)), literal_column("NULL::text")),
+        else_=fence.c.mode.concat(_literal(":")).concat(cast(fence.c.epoch, Text)),
+    ).label("refusal")
+
+
+@lru_cache(maxsize=1024)
+def read_one(table: Table) -> Statement:
+    """Arguments: region_code, shard, epoch, key. One record with `refusal` and the row (`seq` null without one).
+
+    Fence and row are seen in one snapshot, so the row is as it was at a moment when this IDC might serve it.
+    """
+    region_code = bindparam("region_code", type_=Text)
+    epoch = bindparam("epoch", type_=BigInteger)
+    one = select(literal_column("1").label("one")).subquery("one")
+    fence = (
+        select(shard_fences.c.epoch, shard_fences.c.mode)
+        .where(shard_fences.c.region_code == region_code, shard_fences.c.shard == bindparam("shard", type_=Integer))
+        .limit(literal_column("1"))
+        .lateral("fence")
+    )
+    refusal = _refusal(fence, epoch)
+    row = (
+        select(table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table)))
+        .where(
+            table.c.region_code == region_code,
+            table.c.key == bindparam("key", type_=table.c.key.type),
+            ~table.c.deleted,
+            fence.c.epoch == epoch,
+            is_readable(fence.c.mode),
+        )
+        .limit(literal_column("1"))
+        .lateral("found")
+    )
+    statement = select(refusal, *row.c).select_from(one.outerjoin(fence, true()).outerjoin(row, true()))
+    return compile_statement(statement, ("region_code", "shard", "epoch", "key"))
+
+
+@lru_cache(maxsize=1024)
+def read_many(table: Table) -> Statement:
+    """Arguments: arrays of region_codes, shards, epochs, keys. A record for each key: `ordinal`, then as `read_one`."""
+    wanted = rows_of(
+        "wanted",
+        (
+            ("region_code", "region_codes", Text()),
+            ("shard", "shards", Integer()),
+            ("epoch", "epochs", BigInteger()),
+            ("key", "keys", table.c.key.type),
+        ),
+    )
+    fence = (
+        select(shard_fences.c.epoch, shard_fences.c.mode)
+        .where(shard_fences.c.region_code == wanted.c.region_code, shard_fences.c.shard == wanted.c.shard)
+        .limit(literal_column("1"))
+        .lateral("fence")
+    )
+    row = (
+        select(table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table)))
+        .where(
+            table.c.region_code == wanted.c.region_code,
+            table.c.key == wanted.c.key,
+            ~table.c.deleted,
+            fence.c.epoch == wanted.c.epoch,
+            is_readable(fence.c.mode),
+        )
+        .limit(literal_column("1"))
+        .lateral("found")
+    )
+    statement = select(wanted.c.ordinal, _refusal(fence, wanted.c.epoch), *row.c).select_from(
+        wanted.outerjoin(fence, true()).outerjoin(row, true())
+    )
+    return compile_statement(statement, ("region_codes", "shards", "epochs", "keys"))
+
+
+# ---- writes ---------------------------------------------------------------------------------------------------------
+
+_SHARD_ARGUMENTS: Final = ("shard_regions", "shard_numbers", "shard_epochs", "counts")
+_ROW_ARGUMENTS: Final = ("regions", "numbers", "epochs", "offsets", "keys", "deleted", "request_ids", "if_versions")
+_SHARD_KEY: Final = ("region_code", "shard", "seq")
+
+
+def write_arguments(table: Table) -> tuple[str, ...]:
+    """Names of a write's arguments: of its shards, of its rows, and of the columns."""
+    return (*_SHARD_ARGUMENTS, *_ROW_ARGUMENTS, *(f"v{index}" for index in range(len(value_names(table)))))
+
+
+def _fence_part() -> CTE:
+    """`locked` and `fence`: region_code, shard, epoch, last_seq (of the last row) and last_time."""
+    wanted = rows_of(
+        "wanted",
+        (
+            ("region_code", "shard_regions", Text()),
+            ("shard", "shard_numbers", Integer()),
+            ("epoch", "shard_epochs", BigInteger()),
+            ("count", "counts", BigInteger()),
+        ),
+    )
+    held = (
+        select(shard_fences.c.region_code, shard_fences.c.shard, shard_fences.c.epoch, shard_fences.c.mode)
+        .where(
+            shard_fences.c.region_code == wanted.c.region_code,
+            shard_fences.c.shard == wanted.c.shard,
+            shard_fences.c.epoch == wanted.c.epoch,
+            shard_fences.c.mode == _SERVING,
+        )
+        # FOR NO KEY UPDATE: writers exclude each other, readers pass.
+        .with_for_update(key_share=True)
+        .lateral("held")
+    )
+    # A nested loop over the array: the locks are taken in its order, and the caller has sorted it.
+    locked = select(*held.c, wanted.c.count).select_from(wanted.join(held, true())).cte("locked")
+    # An update by way of ON CONFLICT: the row is there, since it is locked, and no join with the table needs a plan.
+    moved = insert(shard_fences).from_select(
+        ["region_code", "shard", "epoch", "mode", "last_seq", "last_time"],
+        select(
+            *(locked.c[name] for name in ("region_code", "shard", "epoch", "mode", "count")), func.clock_timestamp()
+        ),
+    )
+    return (
+        moved.on_conflict_do_update(
+            index_elements=[shard_fences.c.region_code, shard_fences.c.shard],
+            set_={
+                "last_seq": shard_fences.c.last_seq + moved.excluded.last_seq,
+                "last_time": func.greatest(shard_fences.c.last_time, func.clock_timestamp()),
+            },
+        )
+        .returning(*(shard_fences.c[name] for name in ("region_code", "shard", "epoch", "last_seq", "last_time")))
+        .cte("fence")
+    )
+
+
+def _numbered_part(table: Table, fence: CTE) -> CTE:
+    """The rows of the shards that may be written, each with its sequence."""
+    names = value_names(table)
+    brought = rows_of(
+        "brought",
+        (
+            ("region_code", "regions", Text()),
+            ("shard", "numbers", Integer()),
+            ("epoch", "epochs", BigInteger()),
+            ("row_offset", "offsets", BigInteger()),
+            ("key", "keys", table.c.key.type),
+            ("deleted", "deleted", Boolean()),
+            ("request_id", "request_ids", Text()),
+            ("if_version", "if_versions", BigInteger()),
+            *((f"v{index}", f"v{index}", table.c[name].type) for index, name in enumerate(names)),
+        ),
+    )
+    same_shard = and_(*(fence.c[name] == brought.c[name] for name in ("region_code", "shard", "epoch")))
+    return (
+        select(
+            fence.c.region_code,
+            brought.c.key,
+            fence.c.shard,
+            (fence.c.last_seq + brought.c.row_offset).label("seq"),
+            fence.c.last_time.label("update_time"),
+            brought.c.deleted,
+            *(brought.c[f"v{index}"].label(f"v{index}") for index in range(len(names))),
+            brought.c.request_id,
+            brought.c.if_version,
+        )
+        .select_from(brought.join(fence, same_shard))
+        .cte("numbered")
+    )
+
+
+def _is_among(rows: FromClause, chosen: FromClause) -> ColumnElement[bool]:
+    """Whether the row's sequence is among the chosen ones.
+
+    IS TRUE keeps it what it is: a lookup in a hash table, which costs the same whatever the planner believes.
+    """
+    wanted = select(*(chosen.c[name] for name in _SHARD_KEY))
+    return tuple_(*(rows.c[name] for name in _SHARD_KEY)).in_(wanted).is_(true())
+
+
+def _upsert(table: Table, source: CTE, condition: ColumnElement[bool] | None, *, only_tombstones: bool = False) -> CTE:
+    """`written`: the sequences of the rows of `source` (in the table's order) that are now in the table."""
+    names = [*SYSTEM_COLUMNS, *value_names(table)]
+    rows = select(*list(source.c)[: len(names)])
+    statement = insert(table).from_select(names, rows if condition is None else rows.where(condition))
+    return (
+        statement.on_conflict_do_update(
+            index_elements=[table.c.region_code, table.c.key],
+            set_={name: statement.excluded[name] for name in names if name not in ("region_code", "key")},
+            where=table.c.deleted if only_tombstones else None,
+        )
+        .returning(*(table.c[name] for name in _SHARD_KEY))
+        .cte("written")
+    )
+
+
+def _remember(numbered: CTE, dataset_name: str, *conditions: ColumnElement[bool]) -> Any:  # noqa: ANN401 (Insert is generic)
+    """Remembers rows by their request_id, those that have one."""
+    rows = select(
+        numbered.c.region_code,
+        numbered.c.shard,
+        numbered.c.request_id,
+        _literal(dataset_name),
+        cast(numbered.c.key, Text),
+        numbered.c.seq,
+        numbered.c.update_time,
+    ).where(numbered.c.request_id != _literal(""), *conditions)
+    return insert(write_requests).from_select([c.name for c in write_requests.columns], rows)
+
+
+def _remember_written(numbered: CTE, written: CTE, dataset_name: str) -> CTE:
+    """Remembers what a conditional statement has written.
+
+    Deliberately without ON CONFLICT: should a row be written again for a request that is remembered already (inserted,
+    deleted by somebody, and now retried), the unique index undoes the whole statement, and the store takes
+    the replay out.
+    """
+    return _remember(numbered, dataset_name, _is_among(numbered, written)).cte("remembered")
+
+
+def _result(table: Table, fence: CTE, written: CTE, remembered: CTE | None) -> Statement:
+    """A record for each shard that let the write pass: its fence, and the sequences of the rows that were written.
+
+    Without `remembered` that is all of them, and they are not listed.
+    """
+    columns = [fence.c[name] for name in ("region_code", "shard", "epoch", "last_seq", "last_time")]
+    if remembered is None:
+        statement = select(*columns).add_cte(written)
+    else:
+        sequences = (
+            select(written.c.region_code, written.c.shard, func.array_agg(written.c.seq).label("sequences"))
+            .group_by(written.c.region_code, written.c.shard)
+            .subquery("sequences")
+        )
+        same_shard = and_(sequences.c.region_code == fence.c.region_code, sequences.c.shard == fence.c.shard)
+        statement = (
+            select(*columns, sequences.c.sequences)
+            .select_from(fence.outerjoin(sequences, same_shard))
+            .add_cte(written, remembered)
+        )
+    return compile_statement(statement, write_arguments(table))
+
+
+@lru_cache(maxsize=1024)
+def upsert_forgetful(table: Table) -> Statement:
+    """Unconditional writes of which none has a request_id: what the fence lets pass is written."""
+    fence = _fence_part()
+    written = _upsert(table, _numbered_part(table, fence), None)
+    return _result(table, fence, written, None)
+
+
+@lru_cache(maxsize=1024)
+def upsert(table: Table, dataset_name: str) -> Statement:
+    """Unconditional writes: a replay meets its own trace in the unique index, and is not written again."""
+    fence = _fence_part()
+    numbered = _numbered_part(table, fence)
+    remembered = (
+        _remember(numbered, dataset_name)
+        .on_conflict_do_nothing()
+        .returning(*(write_requests.c[name] for name in _SHARD_KEY))
+        .cte("remembered")
+    )
+    is_new = or_(numbered.c.request_id == _literal(""), _is_among(numbered, remembered))
+    written = _upsert(table, numbered, is_new)
+    return _result(table, fence, written, remembered)
+
+
+@lru_cache(maxsize=1024)
+def insert_absent(table: Table, dataset_name: str) -> Statement:
+    """Writes of rows that must not exist: the newest row, if there is one, must be a tombstone."""
+    fence = _fence_part()
+    numbered = _numbered_part(table, fence)
+    written = _upsert(table, numbered, None, only_tombstones=True)
+    return _result(table, fence, written, _remember_written(numbered, written, dataset_name))
+
+
+@lru_cache(maxsize=1024)
+def update_present(table: Table, dataset_name: str) -> Statement:
+    """Writes of rows that must have a version.
+
+    `matching` locks the rows that have it; one that has changed since the snapshot is judged again as it is now. A row
+    that the snapshot does not show at the version fails, at a moment inside the call. What is locked stays as it is
+    until the upsert, which therefore needs no condition.
+    """
+    fence = _fence_part()
+    numbered = _numbered_part(table, fence)
+    row = (
+        select(table.c.key)
+        .where(
+            table.c.region_code == numbered.c.region_code,
+            table.c.key == numbered.c.key,
+            table.c.seq == numbered.c.if_version,
+            ~table.c.deleted,
+        )
+        .with_for_update(key_share=True)
+        .lateral("row")
+    )
+    matching = select(*numbered.c).select_from(numbered.join(row, true())).cte("matching")
+    written = _upsert(table, matching, None)
+    return _result(table, fence, written, _remember_written(numbered, written, dataset_name))
+
+
+# ---- what became of it ----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def diagnose(table: Table, dataset_name: str) -> Statement:
+    """Arguments: arrays of region_codes, shards, keys, request_ids. A record for each row, as it is now.
+
+    `mode` and `epoch` of the fence, `done_seq` and `done_time` of the remembered request, and the live row's `version`.
+    """
+    asked = rows_of(
+        "asked",
+        (
+            ("region_code", "region_codes", Text()),
+            ("shard", "shards", Integer()),
+            ("key", "keys", table.c.key.type),
+            ("request_id", "request_ids", Text()),
+        ),
+    )
+    one = literal_column("1")
+    fence = (
+        select(shard_fences.c.mode, shard_fences.c.epoch)
+        .where(shard_fences.c.region_code == asked.c.region_code, shard_fences.c.shard == asked.c.shard)
+        .limit(one)
+        .lateral("fence")
+    )
+    done = (
+        select(write_requests.c.seq, write_requests.c.update_time)
+        .where(
+            tuple_(*write_requests.primary_key.columns)
+            == tuple_(
+                asked.c.region_code,
+                asked.c.shard,
+                asked.c.request_id,
+                _literal(dataset_name),
+                cast(asked.c.key, Text),
+            )
+        )
+        .limit(one)
+        .lateral("done")
+    )
+    row = (
+        select(table.c.seq)
+        .where(table.c.region_code == asked.c.region_code, table.c.key == asked.c.key, ~table.c.deleted)
+        .limit(one)
+        .lateral("found")
+    )
+    statement = select(
+        asked.c.ordinal,
+        fence.c.mode,
+        fence.c.epoch,
+        done.c.seq.label("done_seq"),
+        done.c.update_time.label("done_time"),
+        row.c.seq.label("version"),
+    ).select_from(asked.outerjoin(fence, true()).outerjoin(done, true()).outerjoin(row, true()))
+    return compile_statement(statement, ("region_codes", "shards", "keys", "request_ids"))
