@@ -5,7 +5,8 @@ what arrives gathers, and goes together when a statement has ended.
 
 Invariants:
 - A group (the rows of one call) is never split over statements: the writes of one request_id are remembered together.
-- No key twice in one write statement, nor the request_id of two groups: the second group waits for the next one.
+- No key twice in one write statement, nor the request_id of two groups, nor two kinds of conditions: the second group
+  waits for the next one.
 - A statement that fails for what one group brought fails that group alone.
 - What has not been begun when its caller has gone, or its guard no longer holds (law L6), is not begun.
 """
@@ -204,10 +205,23 @@ class Coalescer(Generic[Item, Outcome]):
 
 
 def write_clashes(writes: Sequence[RowWrite], seen: set[object]) -> bool:
-    """Whether writes touch a row, or carry a request_id, that another group in the statement does."""
+    """Whether writes touch a row, carry a request_id, or have another kind of condition than what the set holds.
+
+    The store runs one transaction for each kind of condition. With one kind in a statement, a statement that failed has
+    written nothing, so that its groups can be tried one by one; a group of several kinds goes alone.
+    """
+    kinds = {_UNCONDITIONAL if write.if_version is None else _CONDITIONAL[write.if_version == 0] for write in writes}
+    kind: object = kinds.pop() if len(kinds) == 1 else object()
+    if seen and kind not in seen:
+        return True
     marks: set[object] = {(write.region_code, write.key) for write in writes}
     marks.update(write.request_id for write in writes if write.request_id)
     if not marks.isdisjoint(seen):
         return True
     seen |= marks
+    seen.add(kind)
     return False
+
+
+_UNCONDITIONAL: Final = object()
+_CONDITIONAL: Final = (object(), object())

@@ -118,6 +118,22 @@ async def test_two_attempts_of_one_request_are_never_in_one_statement():
     assert [len(statement) for statement in database.statements] == [1, 1]
 
 
+async def test_writes_of_different_conditions_do_not_share_a_statement():
+    """Law L4: each kind is a transaction of its own, and only a failed statement that wrote nothing may be repeated."""
+    database = Database()
+    coalescer = make(database, clashes=write_clashes)
+    database.release(10)
+    versions = {"a": [None], "b": [0], "c": [None], "d": [5], "e": [0], "f": [None, 7]}
+    groups = [[write(f"{name}{v}")._replace(if_version=v) for v in versions[name]] for name in versions]
+    await asyncio.gather(*(coalescer.submit(group, FAR) for group in groups))
+    assert [[item.key[0] for item in statement] for statement in database.statements] == [
+        ["a", "c"],
+        ["b", "e"],
+        ["d"],
+        ["f", "f"],
+    ]
+
+
 async def test_a_request_id_that_looks_like_a_key_does_not_clash_with_it():
     assert not write_clashes([write("a", "b")], seen := set())
     assert not write_clashes([write("b")], seen)
