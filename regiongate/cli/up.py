@@ -18,6 +18,7 @@ from regiongate.cli.failures import CommandFailed
 from regiongate.cli.gateway_calls import GatewayCalls
 from regiongate.cli.output import say
 from runtime.lifecycle import run
+from runtime.stack_file import StackFile
 from runtime.supervisor.errors import StackError
 from runtime.supervisor.folder import DataFolder, Layout
 from runtime.supervisor.ports import choose_ports
@@ -84,6 +85,8 @@ async def _up(options: UpOptions, folder: DataFolder, stop: asyncio.Event) -> No
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="wait"))
     began = time.monotonic()
     loaded = await asyncio.to_thread(load_policy_files, options.policy) if options.policy else None
+    # One that a killed stack has left would be taken for ours.
+    StackFile.remove(folder.path)
     stack = Stack(_plan(options, folder, loaded), _tell)
     try:
         if not await _unless_stopped(_bring_up(stack, loaded, options), stop):

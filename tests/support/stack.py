@@ -128,6 +128,8 @@ def spawn_up(data_dir: Path, *arguments: str, environment: dict[str, str] | None
 
 def start_stack(data_dir: Path, *arguments: str, environment: dict[str, str] | None = None) -> RunningStack:
     """Starts `regiongate up` and waits until it is ready; raises `StackFailed` with what it said."""
+    # One that a killed stack has left would be taken for the new one's.
+    StackFile.remove(data_dir)
     stack = spawn_up(data_dir, *arguments, environment=environment)
     deadline = time.monotonic() + START_SECONDS
     while not (data_dir / NAME).exists():
