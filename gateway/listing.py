@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 from heapq import merge
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -135,7 +136,7 @@ class Lister:
         condition = parse_filter(request.filter, dataset) if request.filter.strip() else None
         digest = listing_digest(dataset.name, region_code, request.filter, request.columns)
         after = read_page_token(request.page_token, digest, dataset) if request.page_token else None
-        return ScanQuery(dataset, region_code, condition, columns, limit, after), digest
+        return ScanQuery(dataset, region_code, condition, columns, limit, after, request.filter), digest
 
     async def _page(
         self, table: RoutingTable, judge: ScanJudge, query: ScanQuery, digest: str, context: CallContext
@@ -202,9 +203,7 @@ class Lister:
 
     async def _read(self, part: Part, context: CallContext, patience: float) -> None:
         query = part.query
-        asked = ScanQuery(
-            query.dataset, query.region_code, query.condition, query.columns, query.limit, after=part.after
-        )
+        asked = replace(query, after=part.after)
         try:
             async with asyncio.timeout_at(patience):
                 if part.idc == self._idc:

@@ -43,7 +43,7 @@ class PeerScanner:
                 shard_service_pb2.ShardRef(region_code=shard.region_code, shard=shard.shard, epoch=shard.epoch)
                 for shard in shards
             ],
-            filter=query.condition.text if query.condition is not None else "",
+            filter=query.filter_text,
             limit=query.limit,
             columns=sorted(query.columns or ()),
             purpose=context.purpose,

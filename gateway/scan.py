@@ -47,6 +47,8 @@ class ScanQuery:
     """None for all."""
     limit: int
     after: str | int | None = None
+    filter_text: str = ""
+    """The condition as the caller wrote it."""
 
 
 @dataclass(slots=True)

@@ -105,7 +105,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
         return ScanQuery(
             dataset,
             shards[0].region_code,
-            parse_filter(request.filter, dataset) if request.filter else None,
+            parse_filter(request.filter, dataset) if request.filter.strip() else None,
             check_columns(dataset, request.columns),
             request.limit,
             decode_key(dataset, request.after) if request.HasField("after") else None,

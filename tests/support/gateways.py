@@ -65,6 +65,22 @@ datasets:
     columns:
       n: {type: int64}
 """
+EUROPE = """\
+version: 1
+idcs:
+  fra: {jurisdiction: EU}
+  ams: {jurisdiction: EU}
+residency:
+  - {name: europe, regions: [DE], jurisdictions: [EU], idcs: {fra: 50, ams: 50}, shards: 4}
+datasets:
+  customers:
+    key: string
+    columns:
+      name: {type: string, class: personal}
+      spend: {type: int64}
+"""
+"""A policy of two IDCs under one law."""
+
 IDCS = ("sha", "fra", "ams", "sin")
 READY_SECONDS = 20
 

@@ -7,7 +7,7 @@ import pytest_asyncio
 
 from regiongate.v1 import row_service_pb2 as pb
 from regiongate.v1 import types_pb2
-from tests.support.gateways import Site, refusal, running_gateway, running_site, until, until_serving
+from tests.support.gateways import EUROPE, Site, refusal, running_gateway, running_site, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -136,10 +136,10 @@ async def test_large_rows_end_a_page_early_and_none_is_lost(site: Site):
 
 
 async def test_an_idc_that_is_down_is_named_and_the_others_rows_are_listed(etcd, postgres_server):
-    async with running_site(etcd.endpoint, postgres_server, "fra") as site:
+    async with running_site(etcd.endpoint, postgres_server, "fra", policy="") as site:
         async with running_gateway(site, "ams") as ams:
-            await site.apply(idc="fra")
-            await until_serving(ams)
+            await until(lambda: ams.gateway.is_open)
+            await site.apply(EUROPE, "fra")
             await fill(site, "DE")
         gateway = site["fra"].gateway
         await until(lambda: "ams" not in gateway.view.gateways)

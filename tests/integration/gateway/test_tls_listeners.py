@@ -13,7 +13,7 @@ from regiongate.v1 import types_pb2
 from regiongate.v1.row_service_pb2_grpc import RowServiceStub
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
 from tests.support.certs import Authority, Files
-from tests.support.gateways import READY_SECONDS, Site, refusal, running_site
+from tests.support.gateways import EUROPE, READY_SECONDS, Site, refusal, running_site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,6 +63,7 @@ async def site(etcd, postgres_server, certificates: Certificates):
         postgres_server,
         "fra",
         "ams",
+        policy=EUROPE,
         options=options,
         client_credentials=credentials(made.client, made.authority.file),
         controller_credentials=credentials(made.controller, made.authority.file),
