@@ -17,7 +17,7 @@ import stat
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from runtime.supervisor.errors import StackError
 
@@ -48,10 +48,12 @@ class Account:
             for name in (*folders, *files):
                 os.chown(Path(folder, name), *self.owner, follow_symlinks=False)
 
-    @property
-    def process_options(self) -> dict[str, Any]:
-        """Options for starting a process as this account."""
-        return {} if self.owner is None else {"user": self.owner[0], "group": self.owner[1], "extra_groups": ()}
+    def become(self) -> None:
+        """Makes the calling process, a child before its exec, this account's."""
+        if self.owner is not None:
+            os.setgroups(())
+            os.setgid(self.owner[1])
+            os.setuid(self.owner[0])
 
 
 def find_binaries(folder: Path | None = None) -> Path:
@@ -121,6 +123,13 @@ async def spawn(
     before_exec: Callable[[], None] | None = None,
 ) -> Process:
     """Starts a program as the account, in a session of its own."""
+
+    def prepare() -> None:
+        account.become()
+        # After the change of user, which would disarm a death signal.
+        if before_exec is not None:
+            before_exec()
+
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     try:
         return await asyncio.create_subprocess_exec(
@@ -132,8 +141,7 @@ async def spawn(
             env={**environment, "LC_ALL": "C", "TZ": "UTC"},
             cwd="/",
             start_new_session=True,
-            preexec_fn=before_exec,
-            **account.process_options,
+            preexec_fn=prepare,
         )
     except OSError as error:
         raise StackError(
