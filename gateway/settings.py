@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from runtime.config import EtcdOptions, Settings, TelemetryOptions, TlsOptions
+from runtime.config import EtcdOptions, Seconds, Settings, TelemetryOptions, TlsOptions
 
 
 class Address(NamedTuple):
@@ -50,15 +50,7 @@ def parse_address(text: object) -> object:
     return Address(host, int(port))
 
 
-def _seconds(value: object) -> object:
-    """Reads a plain number, also as text, as seconds."""
-    if isinstance(value, str) and value.replace(".", "", 1).isdecimal():
-        return timedelta(seconds=float(value))
-    return value
-
-
 HostPort = Annotated[Address, NoDecode, BeforeValidator(parse_address), PlainSerializer(str)]
-Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
 # pydantic's two kinds of base class declare `model_config` as two types; it merges them.

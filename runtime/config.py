@@ -7,6 +7,7 @@ field has a description, which is its help text. Secrets are `SecretStr`; a reje
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path  # noqa: TC003 (pydantic reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -28,6 +29,17 @@ def split_commas(value: object) -> object:
 
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 """A tuple of strings, written `a,b,c` in flags and variables."""
+
+
+def _seconds(value: object) -> object:
+    """Reads a plain number, also as text, as seconds."""
+    if isinstance(value, str) and value.replace(".", "", 1).isdecimal():
+        return timedelta(seconds=float(value))
+    return value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+"""A duration, written as a number of seconds or in ISO 8601."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A TCP port; 0 lets the system choose."""

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from runtime.config import EtcdOptions, PeerTlsOptions, Settings, TelemetryOptions
+from runtime.config import EtcdOptions, PeerTlsOptions, Seconds, Settings, TelemetryOptions
 
 
 # pydantic's two kinds of base class declare `model_config` as two types; it merges them.
@@ -18,12 +18,12 @@ class ControllerSettings(Settings, EtcdOptions, PeerTlsOptions, TelemetryOptions
         pattern=r"^([a-z0-9][a-z0-9.-]{0,60})?$",
         description="Name of this controller, for people; made up when empty.",
     )
-    lease_ttl: timedelta = Field(
+    lease_ttl: Seconds = Field(
         default=timedelta(seconds=10),
         ge=timedelta(seconds=2),
         le=timedelta(minutes=5),
         description="Seconds after which another controller takes over from one that is not heard of.",
     )
-    open_timeout: timedelta = Field(
+    open_timeout: Seconds = Field(
         default=timedelta(seconds=5), gt=timedelta(), description="Seconds that an IDC has to open its fences."
     )
