@@ -10,6 +10,7 @@ import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import grpc.aio
 import pytest
@@ -133,9 +134,10 @@ async def test_a_port_that_is_taken_is_said_in_one_line(etcd, database_url: str)
 async def test_a_gateway_starts_while_its_database_is_down_and_heals(etcd, postgres_server):
     """Law and other IDCs' rows do not wait for a database; its own rows are refused as retryable."""
     url = await create_database(postgres_server)
-    async with TcpProxy(postgres_server.port) as proxy:
+    port = urlsplit(url).port
+    async with TcpProxy(port) as proxy:
         site = Site(etcd.endpoint, f"test-{free_ports(1)[0]}")
-        site.databases["fra"] = url.replace(f":{postgres_server.port}/", f":{proxy.port}/")
+        site.databases["fra"] = url.replace(f":{port}/", f":{proxy.port}/")
         await proxy.cut()
         async with running_gateway(site, "fra") as fra, running_controller(site):
             await until(lambda: fra.gateway.is_open)
