@@ -77,12 +77,12 @@ async function main() {
   const client = new RowService(home, grpc.credentials.createInsecure());
   const abroad = new RowService(foreign, grpc.credentials.createInsecure());
   const row = { dataset: 'customers', regionCode: REGION, key: { stringKey: key } };
-  const columns = { name: { stringValue: 'Grüße' }, spend: { int64Value: '9007199254740993' } };
+  const columns = { name: { stringValue: `Grüße ${key}` }, spend: { int64Value: '9007199254740993' } };
 
   const put = await call(client, 'putRow', { ...row, columns, requestId: `node-${key}` });
   const again = await call(client, 'putRow', { ...row, columns, requestId: `node-${key}` });
   const got = await call(client, 'getRow', row);
-  const listed = await call(client, 'listRows', { dataset: 'customers', regionCode: REGION, pageSize: 1000 });
+  const listed = await call(client, 'listRows', { dataset: 'customers', regionCode: REGION, filter: `name = "Grüße ${key}"` });
   const support = await call(abroad, 'getRow', row, { 'x-regiongate-purpose': 'support' });
   const denied = await refusal(call(abroad, 'getRow', row));
   const unknown = await refusal(call(client, 'getRow', { ...row, regionCode: 'ZZ' }));
@@ -101,7 +101,7 @@ async function main() {
     name: got.row.columns.name.stringValue,
     spend: got.row.columns.spend.int64Value,
     rule: got.decision.rule,
-    isListed: listed.rows.some((each) => each.key.stringKey === key),
+    listed: listed.rows.map((each) => each.key.stringKey),
     support: { columns: Object.keys(support.row.columns), withheld: support.decision.withheld, rule: support.decision.rule },
     denied,
     unknown,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+import regiongate.blocking
 
 if TYPE_CHECKING:
     from tests.support.stack import RunningStack
@@ -60,10 +63,10 @@ def test_a_javascript_client_reads_writes_lists_and_is_denied_by_name(stack: Run
     exchanged = saw.pop("exchanged")
     assert saw == {
         "isReplayed": True,
-        "name": "Grüße",
+        "name": "Grüße node-k1",
         "spend": "9007199254740993",
         "rule": "europe",
-        "isListed": True,
+        "listed": ["node-k1"],
         "support": {"columns": ["spend"], "withheld": ["name"], "rule": "eu-support"},
         "denied": {
             "status": "PERMISSION_DENIED",
@@ -96,21 +99,29 @@ def test_javascript_agrees_on_the_shard_of_every_golden_vector():
     assert node("shards.js", stdin=json.dumps(asked)) == [vector["shard"] for vector in vectors]
 
 
-def test_a_command_line_client_needs_nothing_but_reflection(stack: RunningStack):
-    request = {"dataset": "customers", "regionCode": "DE", "key": {"stringKey": "buf-none"}}
+def curl(address: str, key: str) -> subprocess.CompletedProcess[str]:
+    """Reads a row as the README shows it."""
+    request = {"dataset": "customers", "regionCode": "DE", "key": {"stringKey": key}}
     options = ["--protocol", "grpc", "--http2-prior-knowledge", "-d", json.dumps(request)]
-    url = f"http://{stack.gateway('fra')}/regiongate.v1.RowService/GetRow"
+    url = f"http://{address}/regiongate.v1.RowService/GetRow"
+    command = [need("npx"), "--yes", "--loglevel=error", BUF, "curl", *options, url]
     try:
-        ran = subprocess.run(
-            [need("npx"), "--yes", "--loglevel=error", BUF, "curl", *options, url],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip("npx could not fetch buf in time")
     if "npm error" in ran.stderr:
         pytest.skip("npx could not fetch buf")
-    assert '"code": "not_found"' in ran.stderr
-    assert "ROW_NOT_FOUND" in ran.stderr
+    return ran
+
+
+def test_a_command_line_client_needs_nothing_but_reflection(stack: RunningStack):
+    with regiongate.blocking.connect(stack.gateway("fra")) as client:
+        client.put("customers", "DE", "buf-k1", {"name": "Ada", "spend": 12})
+    found = curl(stack.gateway("fra"), "buf-k1")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["row"]["columns"] == {"name": {"stringValue": "Ada"}, "spend": {"int64Value": "12"}}
+    missing = curl(stack.gateway("fra"), "buf-none")
+    assert missing.returncode != 0
+    refusal = json.loads(missing.stderr)
+    assert refusal["code"] == "not_found"
+    assert b"ROW_NOT_FOUND" in base64.b64decode(refusal["details"][0]["value"] + "==")
