@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from regiongate.demo.places import Place
 
 BATCH_ROWS = 500
-BATCHES_IN_FLIGHT = 6
+BATCHES_IN_FLIGHT = 2
 
 
 async def write_places(client: Client, places: Sequence[Place], on_progress: Callable[[int], None]) -> None:

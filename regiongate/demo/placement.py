@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from rowstore.tables import table_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from policy.compile import Policy
     from regiongate.demo.places import Place
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 30
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ async def _stored(url: str, dataset: str) -> dict[str, str]:
     """Key -> RegionCode of the live rows of one database."""
     connection = await asyncpg.connect(url, timeout=TIMEOUT_SECONDS)
     try:
-        query = f'SELECT key, region_code FROM "{dataset}" WHERE NOT deleted'  # noqa: S608 - a name of our own
+        query = f'SELECT key, region_code FROM "{table_name(dataset)}" WHERE NOT deleted'  # noqa: S608 - our own name
         records = await connection.fetch(query, timeout=TIMEOUT_SECONDS)
         return {record["key"]: record["region_code"] for record in records}
     finally:
