@@ -11,6 +11,7 @@ work, calls in flight finish, and only then do the engine, the peers and the dat
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import time
@@ -66,6 +67,9 @@ log = structlog.get_logger("gateway.main")
 _REGISTRATION_LOOK: Final = 5.0
 """Seconds between two log lines about a registration that does not come."""
 
+_GC_OBJECTS: Final = 20_000
+"""New objects between two of the cheapest collections; Python's own number would make one every few calls."""
+
 _DATABASE_LOOK: Final = 2.0
 """Seconds between two signs of life from the database."""
 
@@ -93,6 +97,10 @@ async def _main(settings: GatewaySettings, stop: asyncio.Event) -> None:
             await stack.enter_async_context(
                 await serve_telemetry(settings.metrics_host, settings.metrics_port, gateway.readiness)
             )
+            # What lives as long as the process is left out of every garbage collection, and calls make few cycles.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_GC_OBJECTS, 20, 50)
             await gateway.serve(stop)
     finally:
         await asyncio.to_thread(tracing.shutdown)
