@@ -181,14 +181,14 @@ class ForwardBranch(Branch[Forward]):
         if isinstance(results, RegiongateError):
             return self.fail(results)
         held: list[int] = []
-        check = self.recheck()
+        check = self.recheck() if any(verdict.is_guarded for verdict in self.verdicts) else None
         for index, verdict, result in zip(self.indices, self.verdicts, results, strict=True):
             outcome = _forwarded(verdict.decision, result)
             outcome.owner_idc = outcome.owner_idc or verdict.route.idc
             if isinstance(outcome.error, NotOwnedHere):
                 held.append(index)
                 continue
-            if self.call.operations[index].action is Action.GET:
+            if check is not None and verdict.is_guarded and self.call.operations[index].action is Action.GET:
                 now = check(index, verdict.decision)
                 if isinstance(now, Deny):
                     self.put(index, OperationOutcome(error=now.error, decision=now.decision))

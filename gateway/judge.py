@@ -2,9 +2,9 @@
 
 The laws as they stand in this module:
 - L8: what the policy does not know or does not allow is denied; a shard without an owner is held, never guessed.
-- L6: without a fresh table, only what this IDC owns and its own jurisdiction asks for is served. Every other verdict
-  that lets something be done is guarded: the engine asks `still_stands` again right before a row leaves or a write
-  begins, so that a process that was paused in between does not act by an old law.
+- L6: without a fresh table, only what stays inside this IDC's own jurisdiction is done: asked for there, and owned
+  there. Every other verdict that lets something be done is guarded: the engine asks `still_stands` again right before
+  a row leaves or a write begins, so that a process that was paused in between does not act by an old law.
 - One hop: what a peer has forwarded is served here or refused, never forwarded again.
 - Transit: where the residency rule forbids it, a row does not even pass through another jurisdiction.
 """
@@ -46,12 +46,12 @@ class Asking:
     has_hopped: bool = False
     """Whether a peer has forwarded it."""
 
-    def is_home(self, policy: Policy) -> bool:
-        """Whether only this IDC's own jurisdiction asks."""
-        if self.askers == (self.idc,):
+    def is_home(self, policy: Policy, owner: str) -> bool:
+        """Whether it all stays inside this IDC's own jurisdiction: who asks, and who owns."""
+        if self.askers == (self.idc,) == (owner,):
             return True
         own = policy.idcs.get(self.idc)
-        return own is not None and all(policy.idcs.get(asker) == own for asker in self.askers)
+        return own is not None and all(policy.idcs.get(idc) == own for idc in (*self.askers, owner))
 
 
 def asking_side(idc: str, context: CallContext) -> Asking:
@@ -74,10 +74,12 @@ class Serve:
 
 @dataclass(slots=True)
 class Forward:
-    """Hand it to a gateway of the owner's IDC; always guarded."""
+    """Hand it to a gateway of the owner's IDC."""
 
     route: Route
     decision: AccessDecision
+    is_guarded: bool
+    """Whether it must still stand when the answer leaves (law L6)."""
 
 
 @dataclass(slots=True)
@@ -129,8 +131,7 @@ def judge(table: RoutingTable, operation: RowOperation, asking: Asking, *, is_fr
     except RegiongateError as error:
         # By an old table even "unknown" is no answer.
         return Deny(error) if is_fresh else Deny(_too_old())
-    is_own = route is not None and route.idc == asking.idc
-    is_guarded = not (is_own and asking.is_home(policy))
+    is_guarded = route is None or not asking.is_home(policy, route.idc)
     if is_guarded and not is_fresh:
         return Deny(_too_old(), decision)
     if not decision.allowed:
@@ -144,7 +145,7 @@ def _place(policy: Policy, route: Route, decision: AccessDecision, asking: Askin
     """Where an operation that is allowed is performed."""
     if route.idc != asking.idc:
         may_forward = not asking.has_hopped and _may_pass(policy, route.region_code, asking.idc)
-        return Forward(route, decision) if may_forward else Redirect(route, decision)
+        return Forward(route, decision, is_guarded) if may_forward else Redirect(route, decision)
     if asking.has_hopped and not _may_pass(policy, route.region_code, asking.askers[0]):
         return Redirect(route, decision)
     return Serve(route, decision, is_guarded) if route.phase is Phase.SERVING else Hold(OPENING, decision)
