@@ -46,12 +46,12 @@ class Asking:
     has_hopped: bool = False
     """Whether a peer has forwarded it."""
 
-    def is_home(self, policy: Policy, owner: str) -> bool:
+    def is_home(self, policy: Policy, *owners: str) -> bool:
         """Whether it all stays inside this IDC's own jurisdiction: who asks, and who owns."""
-        if self.askers == (self.idc,) == (owner,):
+        if self.askers == (self.idc,) == owners:
             return True
         own = policy.idcs.get(self.idc)
-        return own is not None and all(policy.idcs.get(idc) == own for idc in (*self.askers, owner))
+        return own is not None and all(policy.idcs.get(idc) == own for idc in (*self.askers, *owners))
 
 
 def asking_side(idc: str, context: CallContext) -> Asking:

@@ -142,12 +142,12 @@ class Lister:
         self, table: RoutingTable, judge: ScanJudge, query: ScanQuery, digest: str, context: CallContext
     ) -> row_service_pb2.ListRowsResponse:
         parts = _parts(table, query)
-        is_own = all(part.idc == self._idc for part in parts)
-        decision = judge.judge(table, is_own=is_own)
-        if not is_own and not may_pass(table, query.region_code, self._idc):
+        owners = {part.idc for part in parts}
+        decision = judge.judge(table, owners)
+        if owners != {self._idc} and not may_pass(table, query.region_code, self._idc):
             raise self._redirect(parts[0].idc, query.region_code)
         found = await self._merge(parts, query, context)
-        decision = judge.judge_again(decision, table, is_own=is_own)
+        decision = judge.judge_again(decision, table, owners)
         _drop_withheld(found.rows, decision)
         if found.decision is not None and found.decision.policy_revision > decision.policy_revision:
             decision = found.decision

@@ -95,7 +95,7 @@ class RoutingService(routing_service_pb2_grpc.RoutingServiceServicer):
         asking = asking_side(self._idc, call.context)
         decision = policy.decide(dataset.name, region_code, asking.askers, kind, purpose)
         route = table.resolve(region_code, key)
-        if not (route.idc == self._idc and asking.is_home(policy)) and not view.is_fresh:
+        if not asking.is_home(policy, route.idc) and not view.is_fresh:
             raise TableTooOld("this gateway has lost touch with the policy store and cannot say (law L6)")
         return routing_service_pb2.ResolveRouteResponse(
             route=_route_message(route),

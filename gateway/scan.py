@@ -18,7 +18,7 @@ from policy.model import Operation
 from rowstore.model import StoredRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from gateway.hold import FollowerLike
     from gateway.operations import CallContext
@@ -71,8 +71,8 @@ class ScanJudge:
         # What is judged is a read of the RegionCode; no key takes part in it.
         self._operation = RowOperation(Action.GET, query.dataset, query.region_code, "")
 
-    def judge(self, table: RoutingTable, *, is_own: bool) -> AccessDecision:
-        """The decision by one table; `is_own` says that this IDC owns every shard that is asked for.
+    def judge(self, table: RoutingTable, owners: Collection[str]) -> AccessDecision:
+        """The decision by one table on rows that these IDCs own.
 
         Raises:
             AccessDenied: the policy says no, or the filter names a withheld column.
@@ -82,16 +82,16 @@ class ScanJudge:
         decision = policy.decide(
             query.dataset.name, query.region_code, self.asking.askers, Operation.READ, self.asking.purpose
         )
-        if not (is_own and self.asking.is_home(policy)):
+        if not self.asking.is_home(policy, *owners):
             decision = self._guarded(decision, table)
         if not decision.allowed:
             raise access_denied(decision)
         self._check_filter(decision)
         return decision
 
-    def judge_again(self, decision: AccessDecision, table: RoutingTable, *, is_own: bool) -> AccessDecision:
+    def judge_again(self, decision: AccessDecision, table: RoutingTable, owners: Collection[str]) -> AccessDecision:
         """The decision that holds right before the rows leave; raises as `judge` does."""
-        if is_own and self.asking.is_home(table.policy):
+        if self.asking.is_home(table.policy, *owners):
             return decision
         decision = self._guarded(decision, table)
         self._check_filter(decision)
@@ -141,13 +141,14 @@ class Scanner:
         """
         judge = ScanJudge(self._idc, self._view, query, context)
         table = table_of(self._view)
-        decision = judge.judge(table, is_own=True)
+        own = (self._idc,)
+        decision = judge.judge(table, own)
         if context.ingress_idc and not may_pass(table, query.region_code, context.ingress_idc):
             raise NotOwnedHere(
                 f"rows of {query.region_code} do not pass through {context.ingress_idc}", owner_idc=self._idc
             )
         rows, more = await self._read(query, shards)
-        decision = judge.judge_again(decision, table, is_own=True)
+        decision = judge.judge_again(decision, table, own)
         return ScanPage([_visible(row, query, decision) for row in rows], more, decision)
 
     async def _read(self, query: ScanQuery, shards: Sequence[ShardEpoch]) -> tuple[list[StoredRow], bool]:
