@@ -19,9 +19,10 @@ from policy.errors import AccessDenied, InvalidInput, NotOwnedHere, RegiongateEr
 from tests.support.linearizability import LOST, Event, Recorder, violations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from gateway.client import Client
+    from tests.support.law_stack import Stored
 
 REFUSALS = (AccessDenied, InvalidInput, NotOwnedHere)
 """Errors after which nothing was written, for certain."""
@@ -46,7 +47,9 @@ class Workload:
     seed: int = 7
     recorder: Recorder = field(default_factory=Recorder)
     errors: Counter[str] = field(default_factory=Counter)
-    acknowledged: int = 0
+    acknowledged: dict[int, int] = field(default_factory=dict)
+    """Number -> version, of each put that was acknowledged."""
+    deletes: int = 0
     reads: int = 0
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -86,10 +89,10 @@ class Workload:
         value = None if delete else next(self._numbers)
         start = time.monotonic()
         try:
-            if delete:
-                await client.delete(self.dataset, region_code, key, timeout=self.timeout)
+            if value is None:
+                receipt = await client.delete(self.dataset, region_code, key, timeout=self.timeout)
             else:
-                await client.put(self.dataset, region_code, key, {self.column: value}, timeout=self.timeout)
+                receipt = await client.put(self.dataset, region_code, key, {self.column: value}, timeout=self.timeout)
         except REFUSALS as error:
             self.errors[error.reason] += 1
             return
@@ -97,11 +100,29 @@ class Workload:
             self.errors[error.reason] += 1
             self._record(region_code, key, Event(True, value, start, LOST))
             return
-        self.acknowledged += 1
+        if value is None:
+            self.deletes += 1
+        else:
+            self.acknowledged[value] = receipt.version
         self._record(region_code, key, Event(True, value, start, time.monotonic()))
 
     def _record(self, region_code: str, key: str, event: Event) -> None:
         self.recorder.add(f"{region_code}/{key}", event)
+
+    @property
+    def done(self) -> int:
+        """Operations that have succeeded so far."""
+        return len(self.acknowledged) + self.deletes + self.reads
+
+    async def progress(self, operations: int, seconds: float = 45) -> None:
+        """Waits until so many more operations have succeeded."""
+        goal, deadline = self.done + operations, time.monotonic() + seconds
+        while self.done < goal:
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{goal - self.done} of {operations} operations are missing; errors: {self.errors}"
+                )
+            await asyncio.sleep(0.01)
 
     async def settle(self) -> None:
         """Reads every key through every client once more: what was acknowledged must be seen by all (law L3)."""
@@ -125,3 +146,30 @@ async def under_load(workload: Workload):
         stop.set()
         await asyncio.wait_for(task, 30)
     await workload.settle()
+
+
+def check_stored(workload: Workload, rows: Iterable[Stored]) -> None:
+    """What the databases hold is what the history says: each key's last write, done once, and its number once.
+
+    A write that was done twice would have left its row at a later version than the one that was acknowledged.
+    """
+    stored = {(row.region_code, row.key): row for row in rows}
+    for region_code, key in workload.keys:
+        history = workload.recorder.histories[f"{region_code}/{key}"]
+        written = {event.value for event in history if event.is_write}
+        if not written:
+            continue
+        row = stored[region_code, key]
+        last_seen = history[-1]
+        assert not last_seen.is_write, "the workload has not settled"
+        assert (None if row.deleted else row.spend) == last_seen.value, f"{region_code}: not what was read last"
+        assert last_seen.value in written
+        if last_seen.value in workload.acknowledged:
+            assert row.seq == workload.acknowledged[last_seen.value], f"{region_code}: written more than once"
+    versions = Counter(
+        (event_key, workload.acknowledged[event.value])
+        for event_key, history in workload.recorder.histories.items()
+        for event in history
+        if event.is_write and event.value in workload.acknowledged
+    )
+    assert max(versions.values(), default=1) == 1, "two writes of a key have one version"
