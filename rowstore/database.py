@@ -24,13 +24,21 @@ from rowstore.driver_errors import DRIVER_ERRORS, translate
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from asyncpg.prepared_stmt import PreparedStatement
+
     Connection = asyncpg.Connection
 
 MAX_WAITING: Final = 10_000
 """Statements that may wait for a connection."""
 
+MAX_PREPARED: Final = 400
+"""Statements that are kept prepared on a connection."""
+
 _CUT_SHORT_TIMEOUT: Final = 2.0
 """Seconds for ending a connection whose statement was cut short."""
+
+_SWEEP_INTERVAL: Final = 0.5
+"""Seconds between two looks at statements that take too long."""
 
 _CLIENT_GRACE: Final = 1.0
 """Seconds that the server's time-out has before the client's."""
@@ -73,6 +81,27 @@ class DatabaseSettings:
         }
 
 
+class Session:
+    """A connection and the statements that are prepared on it: found without asyncpg's own search for them."""
+
+    __slots__ = ("_count", "connection", "prepared")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.prepared: dict[str, PreparedStatement] = {}
+        self._count = 0
+
+    async def prepare(self, statement: str) -> PreparedStatement:
+        """Prepares a statement that is not prepared yet."""
+        if len(self.prepared) >= MAX_PREPARED:
+            self.prepared.clear()
+        self._count += 1
+        # With a name, or asyncpg would send the statement anew each time.
+        prepared = await self.connection.prepare(statement, name=f"rowstore_{self._count}")
+        self.prepared[statement] = prepared
+        return prepared
+
+
 class Database:
     """One IDC's database; `async with Database.open(url)`."""
 
@@ -80,10 +109,12 @@ class Database:
         self._settings = settings
         self._timeout = settings.statement_timeout.total_seconds() + _CLIENT_GRACE
         self._server_settings = settings.server_settings()
-        self._free: list[Connection] = []
+        self._free: list[Session] = []
         self._unopened = settings.size
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._waiting: deque[asyncio.Future[Session | None]] = deque()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._busy: dict[Session, float] = {}
+        self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._is_connected = False
 
@@ -136,24 +167,28 @@ class Database:
             DatabaseUnavailable: the database cannot be reached, is too slow, or has no such table yet.
             asyncpg.UniqueViolationError: an index said no; the callers of this package make sense of it.
         """
-        connection = self._free.pop() if self._free else await self._acquire()
+        session = self._free.pop() if self._free else await self._acquire()
+        connection = session.connection
         if connection.is_closed():
-            connection = await self._replace()
+            session = await self._replace()
+            connection = session.connection
+        self._begin(session)
         try:
-            records = await connection.fetch(statement, *arguments, timeout=self._timeout)
+            prepared = session.prepared.get(statement) or await session.prepare(statement)
+            records = await prepared.fetch(*arguments)
         except asyncpg.UniqueViolationError:
-            self._release(connection)
+            self._release(session)
             raise
         except DRIVER_ERRORS as error:
             failure = translate(error)
             is_lost = connection.is_closed()
-            self._give_back(connection, error)
+            self._give_back(session, error)
         except BaseException:
             # Cancelled while the statement runs: asyncpg tells the server; nobody knows whether it still commits.
-            self._retire(connection)
+            self._retire(session)
             raise
         else:
-            self._release(connection)
+            self._release(session)
             return records
         if is_repeatable and is_lost:
             return await self.fetch(statement, *arguments)
@@ -165,82 +200,84 @@ class Database:
 
         No fence may be held over it: a paused process would hold it as long.
         """
-        connection = await self._acquire()
+        session = await self._acquire()
         try:
-            yield connection
+            yield session.connection
         except DRIVER_ERRORS as error:
             failure = translate(error)
-            self._give_back(connection, error)
+            self._give_back(session, error)
         except BaseException:
-            self._retire(connection)
+            self._retire(session)
             raise
         else:
-            self._release(connection)
+            self._release(session)
             return
         raise failure
 
     async def close(self) -> None:
         """Closes every connection; whoever waits for one is refused."""
         self._is_closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(DatabaseUnavailable("the gateway is stopping"))
         self._waiting.clear()
         free, self._free = self._free, []
-        for connection in free:
-            self._retire(connection)
+        for session in free:
+            self._retire(session)
         while self._retiring:
             await asyncio.wait(self._retiring)
 
     # ---- the free list ----------------------------------------------------------------------------------------------
 
-    async def _acquire(self) -> Connection:
+    async def _acquire(self) -> Session:
         if self._is_closed:
             raise DatabaseUnavailable("the gateway is stopping")
         while self._free:
-            connection = self._free.pop()
-            if not connection.is_closed():
-                return connection
+            session = self._free.pop()
+            if not session.connection.is_closed():
+                return session
             self._unopened += 1
         if self._unopened:
             self._unopened -= 1
             return await self._connect()
         return await self._wait_for_one()
 
-    async def _replace(self) -> Connection:
+    async def _replace(self) -> Session:
         """Instead of a connection that the server has closed, as a restart does with all of them."""
         self._unopened += 1
         return await self._acquire()
 
-    async def _wait_for_one(self) -> Connection:
+    async def _wait_for_one(self) -> Session:
         if len(self._waiting) >= MAX_WAITING:
             raise LimitReached("too many statements wait for the database", limit=str(MAX_WAITING))
-        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        connection: Connection | None = None
+        session: Session | None = None
         try:
             async with asyncio.timeout(self._settings.connect_timeout.total_seconds() + self._timeout):
-                connection = await waiter
+                session = await waiter
         except BaseException as error:
             self._withdraw(waiter)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailable("no connection to the database was free in time") from None
             raise
         # None: no connection, but the right to open one.
-        return connection if connection is not None else await self._connect()
+        return session if session is not None else await self._connect()
 
-    def _withdraw(self, waiter: asyncio.Future[Connection | None]) -> None:
+    def _withdraw(self, waiter: asyncio.Future[Session | None]) -> None:
         """Somebody stops waiting; what was handed over in the same moment goes to the next."""
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            connection = waiter.result()
-            if connection is None:
+            session = waiter.result()
+            if session is None:
                 self._free_slot()
             else:
-                self._release(connection)
+                self._release(session)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> Session:
         """Opens a connection in a slot that is ours; gives the slot back when it fails."""
         timeout = self._settings.connect_timeout.total_seconds()
         try:
@@ -248,9 +285,7 @@ class Database:
                 connection = await asyncpg.connect(
                     self._settings.url,
                     server_settings=self._server_settings,
-                    statement_cache_size=500,
-                    max_cached_statement_lifetime=0,
-                    max_cacheable_statement_size=0,
+                    statement_cache_size=0,
                 )
         except (*DRIVER_ERRORS, ValueError) as error:
             self._is_connected = False
@@ -261,21 +296,38 @@ class Database:
             raise
         else:
             self._is_connected = True
-            return connection
+            return Session(connection)
         raise failure
 
-    def _release(self, connection: Connection) -> None:
-        if connection.is_closed():
+    def _begin(self, session: Session) -> None:
+        """A statement begins: the next sweeps look at it, which costs less than a timer for each."""
+        loop = asyncio.get_running_loop()
+        self._busy[session] = loop.time()
+        if self._sweep is None:
+            self._sweep = loop.call_later(_SWEEP_INTERVAL, self._cut_off_frozen)
+
+    def _cut_off_frozen(self) -> None:
+        """Ends connections whose server is silent though its own time-out has passed: it is frozen, or cut off."""
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._timeout
+        for session, start in list(self._busy.items()):
+            if start < oldest:
+                session.connection.terminate()
+        self._sweep = loop.call_later(_SWEEP_INTERVAL, self._cut_off_frozen) if self._busy else None
+
+    def _release(self, session: Session) -> None:
+        self._busy.pop(session, None)
+        if session.connection.is_closed():
             self._free_slot()
         elif self._is_closed:
-            self._retire(connection)
+            self._retire(session)
         else:
             while self._waiting:
                 waiter = self._waiting.popleft()
                 if not waiter.done():
-                    waiter.set_result(connection)
+                    waiter.set_result(session)
                     return
-            self._free.append(connection)
+            self._free.append(session)
 
     def _free_slot(self) -> None:
         while self._waiting:
@@ -285,21 +337,22 @@ class Database:
                 return
         self._unopened += 1
 
-    def _give_back(self, connection: Connection, error: BaseException) -> None:
+    def _give_back(self, session: Session, error: BaseException) -> None:
         """After an error: a statement that the server refused leaves the connection whole, anything else does not."""
-        if (
-            isinstance(error, asyncpg.PostgresError)
-            and not connection.is_closed()
-            and not connection.is_in_transaction()
-        ):
-            self._release(connection)
+        is_refusal = isinstance(error, asyncpg.PostgresError)
+        # A statement prepared for a table that has changed since goes with its connection.
+        is_stale = isinstance(error, asyncpg.InvalidCachedStatementError)
+        connection = session.connection
+        if is_refusal and not is_stale and not connection.is_closed() and not connection.is_in_transaction():
+            self._release(session)
             return
-        if not isinstance(error, asyncpg.PostgresError):
+        if not is_refusal:
             self._is_connected = False
-        self._retire(connection)
+        self._retire(session)
 
-    def _retire(self, connection: Connection) -> None:
-        task = asyncio.get_running_loop().create_task(self._end(connection))
+    def _retire(self, session: Session) -> None:
+        self._busy.pop(session, None)
+        task = asyncio.get_running_loop().create_task(self._end(session.connection))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 

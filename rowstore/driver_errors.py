@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What asyncpg raises; a time-out is an `OSError`."""
 
+_SCHEMA_CHANGED: Final = "a prepared statement is out of date"
+"""Instead of its SQLSTATE, which it shares with unsupported features."""
+
 _WAITING_HELPS: Final[Mapping[str, str]] = {
+    _SCHEMA_CHANGED: "the schema of the database has changed",
     "25006": "the database takes no writes now: it is a standby",
     "40001": "the database could not order the statement",
     "40P01": "the database broke a deadlock",
@@ -42,6 +46,8 @@ def translate(error: BaseException) -> RegiongateError:
     """What a driver's error means to a caller. Raise it outside the `except` block, or it drags the other along."""
     if isinstance(error, asyncpg.PostgresError):
         state = str(getattr(error, "sqlstate", None) or "?????")
+        if isinstance(error, asyncpg.InvalidCachedStatementError):
+            state = _SCHEMA_CHANGED
         why = _WAITING_HELPS.get(state) or _CLASSES_WHERE_WAITING_HELPS.get(state[:2])
         if why:
             return DatabaseUnavailable(why)
@@ -53,8 +59,3 @@ def translate(error: BaseException) -> RegiongateError:
     if isinstance(error, OSError):
         return DatabaseUnavailable("the database cannot be reached")
     return DatabaseUnavailable("the connection to the database was lost")
-
-
-def is_missing_schema(error: RegiongateError) -> bool:
-    """Whether the error says that a table or column is not there yet."""
-    return error.message in (_WAITING_HELPS["42P01"], _WAITING_HELPS["42703"])

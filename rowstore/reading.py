@@ -9,6 +9,7 @@ from rowstore.model import FenceMiss, FenceMode, Missing, StoredRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sqlalchemy import Table
 
@@ -32,27 +33,22 @@ class Reader:
         if len(keys) == 1:
             key = keys[0]
             records = await self._database.fetch(self._one.sql, *self._one.arrange(key), is_repeatable=True)
-            return [self._outcome(key, tuple(records[0]))]
+            if records:
+                seq, update_time, *values = records[0]
+                return [_MISSING if seq is None else self._row(key, seq, update_time, values)]
+            # The fence refuses, and the statement below says why.
         records = await self._database.fetch(
             self._many.sql, *self._many.arrange(tuple(zip(*keys, strict=True))), is_repeatable=True
         )
         outcomes: list[ReadOutcome] = [_MISSING] * len(keys)
-        for record in records:
-            ordinal, *row = record
-            outcomes[ordinal - 1] = self._outcome(keys[ordinal - 1], row)
+        for ordinal, refusal, seq, update_time, *values in records:
+            index = ordinal - 1
+            if refusal is not None:
+                mode, _, epoch = refusal.partition(":")
+                outcomes[index] = FenceMiss(FenceMode(mode), int(epoch)) if mode else FenceMiss(None, 0)
+            elif seq is not None:
+                outcomes[index] = self._row(keys[index], seq, update_time, values)
         return outcomes
 
-    def _outcome(self, key: ReadKey, record: Sequence[object]) -> ReadOutcome:
-        refusal, seq, update_time = record[0], record[1], record[2]
-        if refusal is not None:
-            mode, _, epoch = str(refusal).partition(":")
-            return FenceMiss(FenceMode(mode), int(epoch)) if mode else FenceMiss(None, 0)
-        if seq is None:
-            return _MISSING
-        return StoredRow(
-            key[0],
-            key[3],
-            seq,  # pyright: ignore[reportArgumentType]: bigint
-            update_time,  # pyright: ignore[reportArgumentType]: timestamptz
-            dict(zip(self._names, record[3:], strict=True)),
-        )
+    def _row(self, key: ReadKey, seq: int, update_time: datetime, values: list[object]) -> StoredRow:
+        return StoredRow(key[0], key[3], seq, update_time, dict(zip(self._names, values, strict=True)))

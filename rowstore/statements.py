@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
@@ -41,7 +42,7 @@ from rowstore.model import FenceMode
 from rowstore.tables import SYSTEM_COLUMNS, shard_fences, write_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import CTE, ColumnElement, FromClause, Table
     from sqlalchemy.sql import Executable
@@ -64,18 +65,17 @@ class Statement:
     """SQL, and which of its caller's arguments stands at which `$n`."""
 
     sql: str
-    order: tuple[int, ...]
-
-    def arrange(self, arguments: Sequence[object]) -> list[object]:
-        """The caller's arguments in the order of the statement."""
-        return [arguments[index] for index in self.order]
+    arrange: Callable[[Sequence[Any]], Sequence[Any]]
+    """Puts the caller's arguments into the order of the statement."""
 
 
 def compile_statement(statement: Executable, names: Sequence[str]) -> Statement:
     """Compiles a statement whose parameters are handed over in the order of `names`."""
     compiled = statement.compile(dialect=_DIALECT)  # pyright: ignore[reportAttributeAccessIssue]: every Core statement has it
     positions = compiled.positiontup or []
-    return Statement(str(compiled), tuple(names.index(name) for name in positions))
+    order = [names.index(name) for name in positions]
+    # An itemgetter of one item would not give a tuple.
+    return Statement(str(compiled), itemgetter(*order) if len(order) > 1 else tuple)
 
 
 def value_names(table: Table) -> list[str]:
@@ -116,39 +116,33 @@ def _refusal(fence: FromClause, epoch: ColumnElement[int]) -> ColumnElement[str 
 
 @lru_cache(maxsize=1024)
 def read_one(table: Table) -> Statement:
-    """Arguments: region_code, shard, epoch, key. One record with `refusal` and the row (`seq` null without one).
+    """Arguments: region_code, shard, epoch, key. The row (`seq` null without one); nothing when the fence refuses.
 
     Fence and row are seen in one snapshot, so the row is as it was at a moment when this IDC might serve it.
     """
     region_code = bindparam("region_code", type_=Text)
-    epoch = bindparam("epoch", type_=BigInteger)
-    one = select(literal_column("1").label("one")).subquery("one")
-    fence = (
-        select(shard_fences.c.epoch, shard_fences.c.mode)
-        .where(shard_fences.c.region_code == region_code, shard_fences.c.shard == bindparam("shard", type_=Integer))
-        .limit(literal_column("1"))
-        .lateral("fence")
+    is_row = and_(
+        table.c.region_code == region_code, table.c.key == bindparam("key", type_=table.c.key.type), ~table.c.deleted
     )
-    refusal = _refusal(fence, epoch)
-    row = (
+    statement = (
         select(table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table)))
+        .select_from(shard_fences.outerjoin(table, is_row))
         .where(
-            table.c.region_code == region_code,
-            table.c.key == bindparam("key", type_=table.c.key.type),
-            ~table.c.deleted,
-            fence.c.epoch == epoch,
-            is_readable(fence.c.mode),
+            shard_fences.c.region_code == region_code,
+            shard_fences.c.shard == bindparam("shard", type_=Integer),
+            shard_fences.c.epoch == bindparam("epoch", type_=BigInteger),
+            is_readable(shard_fences.c.mode),
         )
-        .limit(literal_column("1"))
-        .lateral("found")
     )
-    statement = select(refusal, *row.c).select_from(one.outerjoin(fence, true()).outerjoin(row, true()))
     return compile_statement(statement, ("region_code", "shard", "epoch", "key"))
 
 
 @lru_cache(maxsize=1024)
 def read_many(table: Table) -> Statement:
-    """Arguments: arrays of region_codes, shards, epochs, keys. A record for each key: `ordinal`, then as `read_one`."""
+    """Arguments: arrays of region_codes, shards, epochs, keys.
+
+    A record for each key: `ordinal`, `refusal` (as `_refusal` says), and the row, its `seq` null without one.
+    """
     wanted = rows_of(
         "wanted",
         (

@@ -7,7 +7,7 @@ statement keeps that is told in `rowstore.statements`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rowstore import listing
 from rowstore.fences import Fences
@@ -19,8 +19,6 @@ from rowstore.writing import Writer
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
-
-    from sqlalchemy import Table
 
     from policy.model import Dataset
     from rowstore.database import Database
@@ -49,8 +47,8 @@ class RowStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.fences = Fences(database)
-        self._readers: dict[Table, Reader] = {}
-        self._writers: dict[Table, Writer] = {}
+        # By identity, because this is looked up for every statement; the entry keeps its dataset alive.
+        self._desks: dict[int, _Desk] = {}
 
     async def read(self, dataset: Dataset, keys: Sequence[ReadKey]) -> list[ReadOutcome]:
         """Reads rows in one statement; outcomes in the order of the keys.
@@ -59,12 +57,7 @@ class RowStore:
         """
         if not keys:
             return []
-        table = dataset_table(dataset)
-        reader = self._readers.get(table)
-        if reader is None:
-            _make_room(self._readers)
-            reader = self._readers[table] = Reader(self._database, table)
-        return await reader.read(keys)
+        return await self._desk(dataset).reader.read(keys)
 
     async def write(self, dataset: Dataset, writes: Sequence[RowWrite]) -> list[WriteOutcome]:
         """Writes rows, no key twice; outcomes in the order of the writes.
@@ -78,12 +71,7 @@ class RowStore:
         """
         if not writes:
             return []
-        table = dataset_table(dataset)
-        writer = self._writers.get(table)
-        if writer is None:
-            _make_room(self._writers)
-            writer = self._writers[table] = Writer(self._database, dataset, table)
-        return await writer.write(writes)
+        return await self._desk(dataset).writer.write(writes)
 
     async def list_page(
         self,
@@ -130,8 +118,20 @@ class RowStore:
         (record,) = await self._database.fetch(_FORGET, older_than, MAX_FORGOTTEN)
         return record[0]
 
+    def _desk(self, dataset: Dataset) -> _Desk:
+        desk = self._desks.get(id(dataset))
+        if desk is None:
+            if len(self._desks) >= MAX_DATASETS:
+                del self._desks[next(iter(self._desks))]
+            table = dataset_table(dataset)
+            desk = _Desk(dataset, Reader(self._database, table), Writer(self._database, dataset, table))
+            self._desks[id(dataset)] = desk
+        return desk
 
-def _make_room(kept: dict[Table, Reader] | dict[Table, Writer]) -> None:
-    """Lets go of the oldest: a dataset's table is another one after each new column."""
-    if len(kept) >= MAX_DATASETS:
-        del kept[next(iter(kept))]  # pyright: ignore[reportArgumentType]: the key is its own
+
+class _Desk(NamedTuple):
+    """What serves one revision of a dataset."""
+
+    dataset: Dataset
+    reader: Reader
+    writer: Writer
