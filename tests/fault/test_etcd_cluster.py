@@ -1,7 +1,6 @@
 """A cluster of three whose leader is killed, or whose members are paused, while it is written to and watched."""
 
 import asyncio
-import signal
 import time
 from contextlib import aclosing
 from datetime import timedelta
@@ -9,13 +8,19 @@ from datetime import timedelta
 import pytest
 
 from runtime.etcd import Election, EtcdClient, Lease, compare_mod_revision, get_op, put_op
-from tests.support.etcd import leader_of, settings_of, three_members, until
+from tests.support.etcd import leader_of, paused, settings_of, three_members, until, whole
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with three_members() as members:
+        yield members
 
 
 @pytest.fixture
-async def members(tmp_path):
-    async with three_members(tmp_path) as members:
-        yield members
+async def members(cluster):
+    await whole(cluster)
+    return cluster
 
 
 async def until_seen(seen: list[bytes], count: int) -> None:
@@ -66,19 +71,18 @@ async def test_nothing_is_lost_or_done_twice_when_the_leader_is_killed(members):
 
 async def test_a_paused_member_is_passed_over_by_calls_and_watches(members):
     leader = await leader_of(members)
-    paused = next(member for member in members if member is not leader)
-    others = tuple(member for member in members if member is not paused)
-    async with EtcdClient(settings_of(paused, *others)) as client, EtcdClient(settings_of(*others)) as direct:
+    member = next(member for member in members if member is not leader)
+    others = tuple(other for other in members if other is not member)
+    async with EtcdClient(settings_of(member, *others)) as client, EtcdClient(settings_of(*others)) as direct:
         start = await client.put("/k", b"")
         async with aclosing(client.watch("/k", start_revision=start)) as batches, asyncio.timeout(30):
             await anext(batches)
-            paused.send_signal(signal.SIGSTOP)
-            last = await direct.put("/k", b"")
-            began = time.monotonic()
-            assert (await anext(batches)).revision == last
-            assert time.monotonic() - began < 8
-            assert (await client.get("/k")).mod_revision == last
-            paused.send_signal(signal.SIGCONT)
+            async with paused(member):
+                last = await direct.put("/k", b"")
+                began = time.monotonic()
+                assert (await anext(batches)).revision == last
+                assert time.monotonic() - began < 8
+                assert (await client.get("/k")).mod_revision == last
 
 
 async def test_a_member_without_a_quorum_ends_the_watch_instead_of_letting_it_hang(members):

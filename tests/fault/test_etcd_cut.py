@@ -1,7 +1,6 @@
 """The way to etcd is cut, swallows answers, or leads to a server that is paused."""
 
 import asyncio
-import signal
 import time
 from contextlib import aclosing
 from datetime import timedelta
@@ -9,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from runtime.etcd import EtcdClient, EtcdUnavailable, Lease, compare_create_revision, put_op
-from tests.support.etcd import running_etcd, settings_of, until, watchers
+from tests.support.etcd import paused, running_etcd, settings_of, until, watchers
 from tests.support.tcp_proxy import TcpProxy
 
 TTL = timedelta(seconds=2)
@@ -80,15 +79,12 @@ async def test_a_paused_server_holds_no_call_beyond_its_deadline_and_loses_no_wa
     async with aclosing(client.watch("/paused/", start_revision=start)) as batches, asyncio.timeout(30):
         await anext(batches)
         pending = asyncio.ensure_future(anext(batches))
-        etcd.send_signal(signal.SIGSTOP)
-        try:
+        async with paused(etcd):
             began = time.monotonic()
             with pytest.raises(EtcdUnavailable) as caught:
                 await direct.transact([], [put_op("/other", b"")])
             assert time.monotonic() - began < 5
             assert caught.value.may_have_applied
-        finally:
-            etcd.send_signal(signal.SIGCONT)
         last = await direct.put("/paused/k", b"")
         assert (await pending).revision == last
 

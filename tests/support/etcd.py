@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import urllib.request
@@ -70,40 +71,42 @@ def running_etcd(binary: Path | None = None) -> Iterator[EmbeddedEtcd]:
             asyncio.run(etcd.kill())
 
 
-@asynccontextmanager
-async def three_members(
-    folder: Path,
-    heartbeat: timedelta = timedelta(milliseconds=50),
-    election: timedelta = timedelta(milliseconds=300),
-) -> AsyncIterator[tuple[EmbeddedEtcd, ...]]:
-    """A cluster of three; elections are quick."""
+@contextmanager
+def three_members() -> Iterator[tuple[EmbeddedEtcd, ...]]:
+    """A cluster of three with quick elections; `whole` starts what a test has killed."""
     names, peers, clients = ("a", "b", "c"), free_ports(3), free_ports(3)
-    cluster = tuple(zip(names, peers, strict=True))
-    members = tuple(
-        EmbeddedEtcd(
-            folder / name,
-            client,
-            peer,
-            EtcdOptions(name=name, cluster=cluster, heartbeat_interval=heartbeat, election_timeout=election),
+    quick = {
+        "cluster": tuple(zip(names, peers, strict=True)),
+        "heartbeat_interval": timedelta(milliseconds=50),
+        "election_timeout": timedelta(milliseconds=300),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        members = tuple(
+            EmbeddedEtcd(Path(folder) / name, client, peer, EtcdOptions(name=name, **quick))  # type: ignore[arg-type]
+            for name, peer, client in zip(names, peers, clients, strict=True)
         )
-        for name, peer, client in zip(names, peers, clients, strict=True)
-    )
-    try:
-        await asyncio.gather(*(member.start() for member in members))
-        yield members
-    finally:
-        await asyncio.gather(*(member.kill() for member in members))
+        try:
+            asyncio.run(whole(members))
+            yield members
+        finally:
+            for member in members:
+                asyncio.run(member.kill())
+
+
+async def whole(members: tuple[EmbeddedEtcd, ...]) -> None:
+    """Starts the members that do not run."""
+    await asyncio.gather(*(member.start() for member in members if not member.is_running))
 
 
 async def leader_of(members: tuple[EmbeddedEtcd, ...]) -> EmbeddedEtcd:
-    """The member that leads now, by each running member's own word."""
-    for member in members:
-        if member.is_running:
-            async with EtcdClient(member.client_settings()) as client:
-                status = await client.member_status()
+    """The member that leads now, by its own word; waits while there is none."""
+    async with asyncio.timeout(10):
+        while True:
+            for member in members:
+                async with EtcdClient(member.client_settings()) as client:
+                    status = await client.member_status()
                 if status.leader == status.member_id:
                     return member
-    raise LookupError("no leader")
 
 
 def settings_of(*members: EmbeddedEtcd | TcpProxy, **changes: object) -> EtcdSettings:
@@ -127,3 +130,19 @@ async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
     async with asyncio.timeout(timeout):
         while not await asyncio.to_thread(condition):  # noqa: ASYNC110 (the condition is in another process)
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def paused(etcd: EmbeddedEtcd) -> AsyncIterator[None]:
+    """Stops the process (SIGSTOP) for a block of code, which begins when its last thread has stopped."""
+    tasks = Path(f"/proc/{etcd.pid}/task")
+
+    def has_stopped() -> bool:
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir())
+
+    etcd.send_signal(signal.SIGSTOP)
+    try:
+        await until(has_stopped)
+        yield
+    finally:
+        etcd.send_signal(signal.SIGCONT)

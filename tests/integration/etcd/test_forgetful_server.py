@@ -92,7 +92,7 @@ async def serve(etcd: ForgetfulServer):
     port = free_port()
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    settings = EtcdSettings((f"127.0.0.1:{port}",), watch_check_every=timedelta(milliseconds=100))
+    settings = EtcdSettings((f"127.0.0.1:{port}",), watch_check_every=timedelta(milliseconds=50))
     try:
         async with EtcdClient(settings) as client:
             yield client
@@ -188,7 +188,7 @@ async def test_a_server_that_reads_old_history_for_long_is_given_more_time_at_ea
     async def read_slowly(requests, context) -> None:
         await anext(aiter(requests))
         await context.write(pb.WatchResponse(watch_id=7, created=True))
-        await asyncio.sleep(1)  # ten times what this client takes for silence
+        await asyncio.sleep(0.5)  # ten times what this client takes for silence
         await context.write(pb.WatchResponse(watch_id=7, events=[pb.Event(kv=etcd.item)]))
 
     etcd.watch = read_slowly

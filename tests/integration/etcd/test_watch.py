@@ -87,10 +87,13 @@ async def test_a_watch_without_a_start_is_refused(client, prefix):
 
 async def test_a_quiet_watch_stays_open(client, etcd, prefix):
     revision = await client.put(prefix + "a", b"")
-    async with TcpProxy(etcd.client_port) as proxy, EtcdClient(settings_of(proxy)) as quiet:
+    async with (
+        TcpProxy(etcd.client_port) as proxy,
+        EtcdClient(settings_of(proxy, watch_check_every=timedelta(milliseconds=100))) as quiet,
+    ):
         async with aclosing(quiet.watch(prefix, start_revision=revision + 1)) as batches:
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(2.5):
+                async with asyncio.timeout(1):
                     await anext(batches)
         assert proxy.connections == 1
 
