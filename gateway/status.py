@@ -66,6 +66,11 @@ STATUS_OF: Mapping[type[RegiongateError], grpc.StatusCode] = {
 
 _RESOLVED: dict[type[RegiongateError], grpc.StatusCode] = {}
 
+_LOAD_LIMITS = frozenset({"max_operations", "max_streams", "max_held", "peer_operations"})
+"""Limits on what is in flight: unlike a limit on size, they pass."""
+
+_LOAD_PAUSE = timedelta(milliseconds=100)
+
 _FINDINGS_BYTES = 4096
 """Findings beside an error travel in the trailers, which HTTP/2 peers bound at 8 KiB by default."""
 
@@ -113,16 +118,17 @@ def to_error_message(error: BaseException, *, where: str = "operation", tracepar
         reason=told.reason,
         message=told.message,
         metadata=told.metadata,
-        retry_after_ms=_retry_after_ms(told),
+        retry_after_ms=int(retry_after(told) / timedelta(milliseconds=1)),
     )
 
 
 def to_status(error: RegiongateError) -> status_pb2.Status:
     """The error of a whole call, with its details."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if isinstance(error, Unavailable):
+    wait = retry_after(error)
+    if wait:
         delay = duration_pb2.Duration()
-        delay.FromTimedelta(error.retry_after)
+        delay.FromTimedelta(wait)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, PolicyRejected):
         details.append(findings_that_fit(error.findings))
@@ -209,8 +215,12 @@ def findings_from(detail: any_pb2.Any) -> tuple[Finding, ...]:
     return tuple(from_finding_message(item) for item in message.findings)
 
 
-def _retry_after_ms(error: RegiongateError) -> int:
-    return int(error.retry_after / timedelta(milliseconds=1)) if isinstance(error, Unavailable) else 0
+def retry_after(error: RegiongateError) -> timedelta:
+    """How long to wait before trying again; zero where waiting does not help."""
+    if isinstance(error, Unavailable):
+        return error.retry_after
+    is_load = isinstance(error, LimitReached) and error.limit in _LOAD_LIMITS
+    return _LOAD_PAUSE if is_load else timedelta()
 
 
 def _with_retry(error: RegiongateError, delay: timedelta) -> RegiongateError:

@@ -8,11 +8,14 @@ import pytest
 import pytest_asyncio
 from grpc_status import rpc_status
 
+from gateway.status import error_from_rpc
+from policy.errors import PolicyRejected
+from regiongate.v1 import policy_service_pb2 as policy_pb
 from regiongate.v1 import routing_service_pb2 as routing_pb
 from regiongate.v1 import row_service_pb2 as pb
 from regiongate.v1 import shard_service_pb2 as shard_pb
 from regiongate.v1 import types_pb2
-from tests.support.gateways import Site, refusal, running_site
+from tests.support.gateways import POLICY, Site, refusal, running_site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -207,6 +210,45 @@ async def test_a_fence_is_opened_only_for_what_is_assigned_here(site: Site):
 async def test_a_wrong_question_for_a_route_is_refused(site: Site, fields: dict[str, object], reason: str):
     request = routing_pb.ResolveRouteRequest(**{"dataset": "customers"} | fields)
     assert (await refusal(site["fra"].routes.ResolveRoute(request, timeout=5)))[:2] == (INVALID, reason)
+
+
+UNCOVERED = POLICY.replace("  - {name: asia, regions: [SG], jurisdictions: [SG], idcs: {sin: 100}, shards: 2}\n", "")
+CONTRADICTORY = POLICY.replace("idcs: {sha: 100}", "idcs: {fra: 100}").replace("class: personal", "clas: personal")
+REFUSED = {
+    "unparsable": ("version: 1\nidcs: {fra: [", {}, INVALID, "POLICY_REJECTED"),
+    "contradictory": (CONTRADICTORY, {}, INVALID, "POLICY_REJECTED"),
+    "leaves a used region uncovered": (UNCOVERED, {}, INVALID, "POLICY_REJECTED"),
+    "would move shards": (
+        POLICY.replace("{fra: 50, ams: 50}", "{fra: 100}"),
+        {},
+        "FAILED_PRECONDITION",
+        "MOVE_NOT_SUPPORTED",
+    ),
+    "another parent": (POLICY, {"parent": 7}, "ABORTED", "REVISION_CONFLICT"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_a_policy_that_cannot_stand_is_refused_and_nothing_is_stored(site: Site, what: str):
+    document, fields, code, reason = REFUSED[what]
+    request = policy_pb.ApplyPolicyRequest(document=document, author="test", **fields)
+    found = await refusal(site["fra"].policies.ApplyPolicy(request, timeout=10))
+    assert found[:2] == (code, reason)
+    if reason == "REVISION_CONFLICT":
+        assert found[2] == {"parent": "7", "current": "1"}
+    current = await site["fra"].policies.GetPolicy(policy_pb.GetPolicyRequest(), timeout=5)
+    assert current.policy.revision == 1
+
+
+async def test_a_rejected_policy_comes_back_with_every_finding(site: Site):
+    request = policy_pb.ApplyPolicyRequest(document=CONTRADICTORY, author="test", file="policy.yaml")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site["fra"].policies.ApplyPolicy(request, timeout=10)
+    rejected = error_from_rpc(caught.value)
+    assert isinstance(rejected, PolicyRejected)
+    places = {(finding.file, finding.line) for finding in rejected.findings}
+    assert len(places) >= 2, "one finding is not all of them"
+    assert all(file == "policy.yaml" and line for file, line in places)
 
 
 async def test_a_message_above_the_limit_ends_that_call_and_no_other(site: Site):

@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from regiongate.v1 import policy_service_pb2 as policy_pb
 from regiongate.v1 import routing_service_pb2 as routing_pb
 from regiongate.v1 import row_service_pb2 as pb
 from regiongate.v1 import types_pb2
@@ -182,6 +183,56 @@ async def test_calls_beyond_the_limit_are_refused_at_once(etcd, postgres_server)
         assert len((await site["fra"].rows.BatchGetRows(request, timeout=5)).results) == 5
 
 
+async def test_without_the_policy_store_own_traffic_goes_on_and_border_crossings_are_refused(etcd, postgres_server):
+    """Law L6; when the store answers again, all heals."""
+    support = [("x-regiongate-purpose", "support")]
+    route = routing_pb.ResolveRouteRequest(
+        dataset="customers", region_code="DE", key=GET.key, operation=types_pb2.OPERATION_KIND_READ, purpose="support"
+    )
+    async with TcpProxy(int(etcd.endpoint.rpartition(":")[2])) as proxy:
+        address = f"127.0.0.1:{proxy.port}"
+        async with running_site(address, postgres_server, "fra", "sin", policy=TWO_LAWS) as site:
+            fra, sin = site["fra"], site["sin"]
+            put = pb.PutRowRequest(dataset="customers", region_code="DE", key=GET.key)
+            put.columns["spend"].int64_value = 1
+            await fra.rows.PutRow(put, timeout=5)
+            assert (await sin.rows.GetRow(GET, timeout=5, metadata=support)).row.version
+            await proxy.cut()
+            await until(lambda: not any(running.gateway.view.is_fresh for running in (fra, sin)))
+            assert (await fra.rows.GetRow(GET, timeout=5)).row.version
+            refused = ("UNAVAILABLE", "TABLE_TOO_OLD")
+            listing = pb.ListRowsRequest(dataset="customers", region_code="DE")
+            assert (await refusal(sin.rows.GetRow(GET, timeout=5, metadata=support)))[:2] == refused
+            assert (await refusal(sin.rows.ListRows(listing, timeout=5, metadata=support)))[:2] == refused
+            assert (await refusal(sin.routes.ResolveRoute(route, timeout=5)))[:2] == refused
+            straight = [*support, ("x-regiongate-origin", "sin")]
+            assert (await refusal(fra.rows.GetRow(GET, timeout=5, metadata=straight)))[:2] == refused
+            apply = policy_pb.ApplyPolicyRequest(document=TWO_LAWS, author="test")
+            assert (await refusal(fra.policies.ApplyPolicy(apply, timeout=10)))[:2] == (
+                "UNAVAILABLE",
+                "STORE_UNAVAILABLE",
+            )
+            assert fra.gateway.readiness().is_ready, "it can still do its own IDC's work"
+            await proxy.heal()
+            await until(lambda: all(running.gateway.view.is_fresh for running in (fra, sin)))
+            assert (await sin.rows.GetRow(GET, timeout=5, metadata=support)).row.version
+
+
+TWO_LAWS = """\
+version: 1
+idcs:
+  fra: {jurisdiction: EU}
+  sin: {jurisdiction: SG}
+residency:
+  - {name: europe, regions: [DE], jurisdictions: [EU], idcs: {fra: 100}, shards: 2}
+access:
+  - {name: eu-support, regions: [DE], from: [SG], operations: [read], purposes: [support]}
+datasets:
+  customers:
+    key: string
+    columns:
+      spend: {type: int64}
+"""
 ONE_IDC = """\
 version: 1
 idcs:

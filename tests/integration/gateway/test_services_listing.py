@@ -148,3 +148,6 @@ async def test_an_idc_that_is_down_is_named_and_the_others_rows_are_listed(etcd,
         listed = keys_of(found)
         assert 0 < len(listed) < len(KEYS)
         assert listed == [key for key in KEYS if key in set(listed)]
+        missing = next(key for key in KEYS if key not in listed)
+        read = pb.GetRowRequest(dataset="customers", region_code="DE", key=types_pb2.Key(string_key=missing))
+        assert (await refusal(site["fra"].rows.GetRow(read, timeout=10)))[:2] == ("UNAVAILABLE", "PEER_UNREACHABLE")

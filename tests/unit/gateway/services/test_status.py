@@ -20,7 +20,7 @@ from gateway.status import (
     to_status,
 )
 from policy import errors
-from policy.errors import ERRORS_BY_REASON, AccessDenied, PolicyRejected, RegiongateError, Unavailable
+from policy.errors import ERRORS_BY_REASON, AccessDenied, LimitReached, PolicyRejected, RegiongateError, Unavailable
 from policy.findings import Finding, Severity
 
 EXPECTED = {
@@ -96,6 +96,11 @@ def test_what_helps_to_wait_for_says_how_long():
     for rebuilt in (error_from_message(to_error_message(error)), error_from_rpc(_Ended(error))):
         assert isinstance(rebuilt, Unavailable)
         assert rebuilt.retry_after == error.retry_after
+
+
+def test_a_limit_on_load_passes_and_a_limit_on_size_stays():
+    assert to_error_message(LimitReached("too much", limit="max_operations")).retry_after_ms == 100
+    assert to_error_message(LimitReached("too large", limit="row_bytes")).retry_after_ms == 0
 
 
 def test_a_denial_names_its_rule_and_revision():
