@@ -1,0 +1,138 @@
+"""Runs a process of regiongate without some of its guards: `python -m tests.support.unguarded fence,freshness gateway`.
+
+The product has no switch for a guard. This launcher takes one away in its own process, so that a test can see the
+anomaly that the guard is there against. Each replacement asserts that what it replaces is still there: a guard
+that was renamed makes the launcher fail, not the anomaly go away.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def take(holder: object, name: str, substitute: object) -> Any:
+    """Puts a substitute in a name's place; returns what was there."""
+    original = getattr(holder, name)
+    setattr(holder, name, substitute)
+    return original
+
+
+def fence() -> None:
+    """Law L2: reads and writes go through at whatever epoch and in whatever mode the shard's fence is."""
+    from sqlalchemy import true
+
+    from rowstore import statements
+    from rowstore.model import ShardEpoch
+    from rowstore.store import RowStore
+
+    # A mode that is compared with itself is always the right one.
+    take(statements, "_SERVING", statements.shard_fences.c.mode)
+    take(statements, "is_readable", lambda _mode: true())
+
+    async def at_any_epoch(store: RowStore, rows: Any) -> Any:
+        shards = [ShardEpoch(row.region_code, row.shard, row.epoch) for row in rows]
+        epochs = {(it.region_code, it.shard): it.epoch for it in await store.fences.get(shards)}
+        return [row._replace(epoch=epochs.get((row.region_code, row.shard), row.epoch)) for row in rows]
+
+    read, write = RowStore.read, RowStore.write
+
+    async def unfenced_read(store: RowStore, dataset: Any, keys: Any) -> Any:
+        return await read(store, dataset, await at_any_epoch(store, keys))
+
+    async def unfenced_write(store: RowStore, dataset: Any, writes: Any) -> Any:
+        return await write(store, dataset, await at_any_epoch(store, writes))
+
+    take(RowStore, "read", unfenced_read)
+    take(RowStore, "write", unfenced_write)
+
+
+def requests() -> None:
+    """Laws L3 and L4: a write that is tried again is not recognised."""
+    from rowstore.store import RowStore
+
+    write = RowStore.write
+
+    async def forgetful(store: RowStore, dataset: Any, writes: Any) -> Any:
+        return await write(store, dataset, [row._replace(request_id="") for row in writes])
+
+    take(RowStore, "write", forgetful)
+
+
+def freshness() -> None:
+    """Law L6: a gateway believes that it knows the law, whatever has become of its lease."""
+    from policy.presence import Presence
+
+    assert isinstance(take(Presence, "is_fresh", property(lambda _: True)), property)
+
+
+def second_judgement() -> None:
+    """Law L6: what was judged when it was asked is not judged again before the answer leaves."""
+    from gateway import branches, scan
+
+    def as_it_was(decision: Any, *_: object, **__: object) -> Any:
+        return decision
+
+    take(branches, "still_stands", as_it_was)
+    take(scan, "still_stands", as_it_was)
+
+
+def beginning() -> None:
+    """Law L6: a write that has waited is begun, whatever has become of the law."""
+    from gateway.engine import Engine
+
+    take(Engine, "_guard", lambda _engine, _policy: lambda: True)
+
+
+def withholding() -> None:
+    """Law L1: the owner lets withheld columns travel."""
+    from gateway import branches, scan
+
+    visible = branches.visible
+    take(branches, "visible", lambda row, columns, _withheld: visible(row, columns, frozenset()))
+    shown = scan._visible
+    take(scan, "_visible", lambda row, query, it: shown(row, query, replace(it, withheld=frozenset())))
+
+
+def owners_judgement() -> None:
+    """Law L6: the owner believes whatever gateway has forwarded a call."""
+    from gateway import engine, judge
+
+    decide = judge._decide
+
+    def trusting(policy: Any, operation: Any, asking: Any) -> Any:
+        return replace(decide(policy, operation, asking), allowed=True)
+
+    take(judge, "_decide", trusting)
+    assert engine.judge is judge.judge
+
+
+GUARDS: Mapping[str, Callable[[], None]] = {
+    "fence": fence,
+    "requests": requests,
+    "freshness": freshness,
+    "second-judgement": second_judgement,
+    "beginning": beginning,
+    "withholding": withholding,
+    "owners-judgement": owners_judgement,
+    "nothing": lambda: None,
+}
+
+
+def main() -> None:
+    """Takes the guards away and becomes the command."""
+    _, names, *command = sys.argv
+    for name in names.split(","):
+        GUARDS[name]()
+    sys.argv = ["regiongate", *command]
+    from regiongate.cli.main import main as regiongate
+
+    regiongate()
+
+
+if __name__ == "__main__":
+    main()
