@@ -51,8 +51,8 @@ class RowWrite(NamedTuple):
     values: Mapping[str, object] | None
     if_version: int | None = None
     request_id: str = ""
-    """Empty: not remembered. The unconditional writes of one call that share a request_id and a shard are remembered
-    together: a retry must bring the same ones in the same order."""
+    """Empty: not remembered. Otherwise a write of the same dataset, key and request_id is not done again, but answered
+    with the first result, for as long as it is remembered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,8 +179,17 @@ def read_many(table: Table) -> Statement:
 # ---- writes ---------------------------------------------------------------------------------------------------------
 
 _SHARD_ARGUMENTS: Final = ("shard_regions", "shard_numbers", "shard_epochs", "counts")
-_ROW_ARGUMENTS: Final = ("regions", "numbers", "epochs", "offsets", "keys", "deleted", "request_ids", "if_versions")
-_SHARD_KEY: Final = ("region_code", "shard", "seq")
+_ROW_ARGUMENTS: Final = (
+    "regions",
+    "numbers",
+    "epochs",
+    "offsets",
+    "keys",
+    "deleted",
+    "request_ids",
+    "parts",
+    "if_versions",
+)
 
 
 def write_arguments(table: Table) -> tuple[str, ...]:
@@ -246,6 +255,7 @@ def _numbered_part(table: Table, fence: CTE) -> CTE:
             ("key", "keys", table.c.key.type),
             ("deleted", "deleted", Boolean()),
             ("request_id", "request_ids", Text()),
+            ("part", "parts", Integer()),
             ("if_version", "if_versions", BigInteger()),
             *((f"v{index}", f"v{index}", table.c[name].type) for index, name in enumerate(names)),
         ),
@@ -261,6 +271,7 @@ def _numbered_part(table: Table, fence: CTE) -> CTE:
             brought.c.deleted,
             *(brought.c[f"v{index}"].label(f"v{index}") for index in range(len(names))),
             brought.c.request_id,
+            brought.c.part,
             brought.c.if_version,
         )
         .select_from(brought.join(fence, same_shard))
@@ -268,100 +279,105 @@ def _numbered_part(table: Table, fence: CTE) -> CTE:
     )
 
 
-def _is_among(rows: FromClause, chosen: FromClause) -> ColumnElement[bool]:
-    """Whether the row's sequence is among the chosen ones.
+_ROW_NAME: Final = ("region_code", "shard", "seq")
+_REQUEST_NAME: Final = ("region_code", "shard", "request_id")
+
+
+def _is_among(rows: FromClause, chosen: FromClause, names: Sequence[str]) -> ColumnElement[bool]:
+    """Whether what the names say of a row is among the chosen ones.
 
     IS TRUE keeps it what it is: a lookup in a hash table, which costs the same whatever the planner believes.
     """
-    wanted = select(*(chosen.c[name] for name in _SHARD_KEY))
-    return tuple_(*(rows.c[name] for name in _SHARD_KEY)).in_(wanted).is_(true())
+    wanted = select(*(chosen.c[name] for name in names))
+    return tuple_(*(rows.c[name] for name in names)).in_(wanted).is_(true())
 
 
-def _upsert(table: Table, source: CTE, condition: ColumnElement[bool] | None, *, only_tombstones: bool = False) -> CTE:
-    """`written`: the sequences of the rows of `source` (in the table's order) that are now in the table."""
+def _upsert(table: Table, source: CTE, condition: ColumnElement[bool] | None, *, only_tombstones: bool = False) -> Any:  # noqa: ANN401 (Insert is generic)
+    """Puts the rows of `source`, whose first columns are the table's, into the table."""
     names = [*SYSTEM_COLUMNS, *value_names(table)]
     rows = select(*list(source.c)[: len(names)])
     statement = insert(table).from_select(names, rows if condition is None else rows.where(condition))
-    return (
-        statement.on_conflict_do_update(
-            index_elements=[table.c.region_code, table.c.key],
-            set_={name: statement.excluded[name] for name in names if name not in ("region_code", "key")},
-            where=table.c.deleted if only_tombstones else None,
-        )
-        .returning(*(table.c[name] for name in _SHARD_KEY))
-        .cte("written")
+    return statement.on_conflict_do_update(
+        index_elements=[table.c.region_code, table.c.key],
+        set_={name: statement.excluded[name] for name in names if name not in ("region_code", "key")},
+        where=table.c.deleted if only_tombstones else None,
     )
 
 
 def _remember(numbered: CTE, dataset_name: str, *conditions: ColumnElement[bool]) -> Any:  # noqa: ANN401 (Insert is generic)
-    """Remembers rows by their request_id, those that have one."""
-    rows = select(
-        numbered.c.region_code,
-        numbered.c.shard,
-        numbered.c.request_id,
-        _literal(dataset_name),
-        cast(numbered.c.key, Text),
-        numbered.c.seq,
-        numbered.c.update_time,
-    ).where(numbered.c.request_id != _literal(""), *conditions)
-    return insert(write_requests).from_select([c.name for c in write_requests.columns], rows)
+    """Remembers rows by their request_id, those that have one: one record for each request and shard."""
+    names = ("region_code", "shard", "request_id", "part", "update_time")
+    request = [numbered.c[name] for name in names]
+    rows = (
+        select(
+            *request,
+            _literal(dataset_name),
+            # Both see the rows in the same order, whichever it is.
+            func.array_agg(cast(numbered.c.key, Text)),
+            func.array_agg(numbered.c.seq),
+        )
+        .where(numbered.c.request_id != _literal(""), *conditions)
+        .group_by(*request)
+    )
+    return insert(write_requests).from_select([*names, "dataset", "keys", "seqs"], rows)
 
 
-def _remember_written(numbered: CTE, written: CTE, dataset_name: str) -> CTE:
-    """Remembers what a conditional statement has written.
+def _result(table: Table, fence: CTE, detail: CTE | None, name: str, done: Sequence[CTE]) -> Statement:
+    """A record for each shard that let the write pass: its fence, and the `name`s in `detail` of what was done.
 
-    Deliberately without ON CONFLICT: should a row be written again for a request that is remembered already (inserted,
-    deleted by somebody, and now retried), the unique index undoes the whole statement, and the store takes
-    the replay out.
+    Without `detail` that is everything. `done` is what the statement does besides.
     """
-    return _remember(numbered, dataset_name, _is_among(numbered, written)).cte("remembered")
-
-
-def _result(table: Table, fence: CTE, written: CTE, remembered: CTE | None) -> Statement:
-    """A record for each shard that let the write pass: its fence, and the sequences of the rows that were written.
-
-    Without `remembered` that is all of them, and they are not listed.
-    """
-    columns = [fence.c[name] for name in ("region_code", "shard", "epoch", "last_seq", "last_time")]
-    if remembered is None:
-        statement = select(*columns).add_cte(written)
+    columns = [fence.c[column] for column in ("region_code", "shard", "epoch", "last_seq", "last_time")]
+    if detail is None:
+        statement = select(*columns)
     else:
-        sequences = (
-            select(written.c.region_code, written.c.shard, func.array_agg(written.c.seq).label("sequences"))
-            .group_by(written.c.region_code, written.c.shard)
-            .subquery("sequences")
+        gathered = (
+            select(detail.c.region_code, detail.c.shard, func.array_agg(detail.c[name]).label("gathered"))
+            .group_by(detail.c.region_code, detail.c.shard)
+            .subquery("gathered")
         )
-        same_shard = and_(sequences.c.region_code == fence.c.region_code, sequences.c.shard == fence.c.shard)
-        statement = (
-            select(*columns, sequences.c.sequences)
-            .select_from(fence.outerjoin(sequences, same_shard))
-            .add_cte(written, remembered)
-        )
-    return compile_statement(statement, write_arguments(table))
+        same_shard = and_(gathered.c.region_code == fence.c.region_code, gathered.c.shard == fence.c.shard)
+        statement = select(*columns, gathered.c.gathered).select_from(fence.outerjoin(gathered, same_shard))
+    return compile_statement(statement.add_cte(*done), write_arguments(table))
 
 
 @lru_cache(maxsize=1024)
 def upsert_forgetful(table: Table) -> Statement:
     """Unconditional writes of which none has a request_id: what the fence lets pass is written."""
     fence = _fence_part()
-    written = _upsert(table, _numbered_part(table, fence), None)
-    return _result(table, fence, written, None)
+    written = _upsert(table, _numbered_part(table, fence), None).cte("written")
+    return _result(table, fence, None, "", (written,))
 
 
 @lru_cache(maxsize=1024)
 def upsert(table: Table, dataset_name: str) -> Statement:
-    """Unconditional writes: a replay meets its own trace in the unique index, and is not written again."""
+    """Unconditional writes: a replay meets its own trace in the unique index, and is not written again.
+
+    The records tell which requests are new; the rows of the others are not written.
+    """
     fence = _fence_part()
     numbered = _numbered_part(table, fence)
     remembered = (
         _remember(numbered, dataset_name)
         .on_conflict_do_nothing()
-        .returning(*(write_requests.c[name] for name in _SHARD_KEY))
+        .returning(*(write_requests.c[name] for name in _REQUEST_NAME))
         .cte("remembered")
     )
-    is_new = or_(numbered.c.request_id == _literal(""), _is_among(numbered, remembered))
-    written = _upsert(table, numbered, is_new)
-    return _result(table, fence, written, remembered)
+    is_new = or_(numbered.c.request_id == _literal(""), _is_among(numbered, remembered, _REQUEST_NAME))
+    written = _upsert(table, numbered, is_new).cte("written")
+    return _result(table, fence, remembered, "request_id", (written,))
+
+
+def _conditional(table: Table, dataset_name: str, fence: CTE, numbered: CTE, upserted: Any) -> Statement:  # noqa: ANN401 (Insert is generic)
+    """Remembers what a conditional upsert has written; the records tell the sequences of these rows.
+
+    Deliberately without ON CONFLICT: should a row be written again for a request that is remembered already (inserted,
+    deleted by somebody, and now retried), the unique index undoes the whole statement, and the store takes the replay
+    out.
+    """
+    written = upserted.returning(*(table.c[name] for name in _ROW_NAME)).cte("written")
+    remembered = _remember(numbered, dataset_name, _is_among(numbered, written, _ROW_NAME)).cte("remembered")
+    return _result(table, fence, written, "seq", (remembered,))
 
 
 @lru_cache(maxsize=1024)
@@ -369,8 +385,7 @@ def insert_absent(table: Table, dataset_name: str) -> Statement:
     """Writes of rows that must not exist: the newest row, if there is one, must be a tombstone."""
     fence = _fence_part()
     numbered = _numbered_part(table, fence)
-    written = _upsert(table, numbered, None, only_tombstones=True)
-    return _result(table, fence, written, _remember_written(numbered, written, dataset_name))
+    return _conditional(table, dataset_name, fence, numbered, _upsert(table, numbered, None, only_tombstones=True))
 
 
 @lru_cache(maxsize=1024)
@@ -395,8 +410,7 @@ def update_present(table: Table, dataset_name: str) -> Statement:
         .lateral("row")
     )
     matching = select(*numbered.c).select_from(numbered.join(row, true())).cte("matching")
-    written = _upsert(table, matching, None)
-    return _result(table, fence, written, _remember_written(numbered, written, dataset_name))
+    return _conditional(table, dataset_name, fence, numbered, _upsert(table, matching, None))
 
 
 # ---- what became of it ----------------------------------------------------------------------------------------------
@@ -406,7 +420,8 @@ def update_present(table: Table, dataset_name: str) -> Statement:
 def diagnose(table: Table, dataset_name: str) -> Statement:
     """Arguments: arrays of region_codes, shards, keys, request_ids. A record for each row, as it is now.
 
-    `mode` and `epoch` of the fence, `done_seq` and `done_time` of the remembered request, and the live row's `version`.
+    `mode` and `epoch` of the fence; `done_seq` and `done_time` of the remembered write; `last_part` of its request, if
+    anything of it is remembered; and the live row's `version`.
     """
     asked = rows_of(
         "asked",
@@ -424,19 +439,19 @@ def diagnose(table: Table, dataset_name: str) -> Statement:
         .limit(one)
         .lateral("fence")
     )
+    place = func.array_position(write_requests.c["keys"], cast(asked.c.key, Text))
     done = (
-        select(write_requests.c.seq, write_requests.c.update_time)
-        .where(
-            tuple_(*write_requests.primary_key.columns)
-            == tuple_(
-                asked.c.region_code,
-                asked.c.shard,
-                asked.c.request_id,
-                _literal(dataset_name),
-                cast(asked.c.key, Text),
-            )
+        select(
+            func.max(write_requests.c.seqs[place]).label("seq"),
+            func.max(write_requests.c.update_time).filter(place.is_not(None)).label("time"),
+            func.max(write_requests.c.part).label("part"),
         )
-        .limit(one)
+        .where(
+            write_requests.c.region_code == asked.c.region_code,
+            write_requests.c.shard == asked.c.shard,
+            write_requests.c.request_id == asked.c.request_id,
+            write_requests.c.dataset == _literal(dataset_name),
+        )
         .lateral("done")
     )
     row = (
@@ -450,7 +465,8 @@ def diagnose(table: Table, dataset_name: str) -> Statement:
         fence.c.mode,
         fence.c.epoch,
         done.c.seq.label("done_seq"),
-        done.c.update_time.label("done_time"),
+        done.c.time.label("done_time"),
+        done.c.part.label("last_part"),
         row.c.seq.label("version"),
     ).select_from(asked.outerjoin(fence, true()).outerjoin(done, true()).outerjoin(row, true()))
     return compile_statement(statement, ("region_codes", "shards", "keys", "request_ids"))

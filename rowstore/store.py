@@ -34,7 +34,13 @@ MAX_FORGOTTEN: Final = 10_000
 _FORGET: Final = """
 WITH forgotten AS (
     DELETE FROM write_requests WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM write_requests WHERE update_time < now() - $1::interval LIMIT $2 FOR UPDATE SKIP LOCKED
+        SELECT ctid FROM write_requests AS w
+        WHERE update_time < now() - $1::interval AND NOT EXISTS (
+            SELECT FROM write_requests AS newer
+            WHERE (newer.region_code, newer.shard, newer.request_id, newer.dataset)
+                = (w.region_code, w.shard, w.request_id, w.dataset) AND newer.update_time >= now() - $1::interval
+        )
+        LIMIT $2 FOR UPDATE SKIP LOCKED
     )) RETURNING 1
 )
 SELECT count(*) FROM forgotten

@@ -25,7 +25,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, TIMESTAMP
 
 from policy.model import ColumnType, Dataset, KeyType
 from rowstore.model import FenceMode
@@ -62,13 +62,15 @@ write_requests: Final = Table(
     Column("shard", Integer, primary_key=True),
     Column("request_id", Text(collation="C"), primary_key=True),
     Column("dataset", Text(collation="C"), primary_key=True),
-    Column("key", Text(collation="C"), primary_key=True),
-    Column("seq", BigInteger, nullable=False),
+    # 0, unless a retry has brought rows that the first attempt had not.
+    Column("part", Integer, primary_key=True, autoincrement=False),
     Column("update_time", TIME_TYPE, nullable=False),
+    Column("keys", ARRAY(Text), nullable=False),
+    Column("seqs", ARRAY(BigInteger), nullable=False),
     # Forgetting goes by time, and the table grows in the order of time: a block range index costs a write nothing.
     Index("write_requests_update_time", "update_time", postgresql_using="brin"),
 )
-"""What a retry must not do again: one row for each write that carried a request_id, remembered whoever writes later."""
+"""What a retry must not do again, whoever has written since: the keys that a request wrote in a shard, and as what."""
 
 SHARD_TABLES: Final[tuple[Table, ...]] = (write_requests,)
 """System tables whose rows belong to a shard (`region_code`, `shard`), and travel with it as the datasets' do."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 
 revision = "0001"
 down_revision = None
@@ -38,10 +38,11 @@ def upgrade() -> None:
         sa.Column("shard", sa.Integer, nullable=False),
         sa.Column("request_id", BYTES, nullable=False),
         sa.Column("dataset", BYTES, nullable=False),
-        sa.Column("key", BYTES, nullable=False),
-        sa.Column("seq", sa.BigInteger, nullable=False),
+        sa.Column("part", sa.Integer, nullable=False),
         sa.Column("update_time", TIME, nullable=False),
-        sa.PrimaryKeyConstraint("region_code", "shard", "request_id", "dataset", "key", name="write_requests_pkey"),
+        sa.Column("keys", ARRAY(sa.Text), nullable=False),
+        sa.Column("seqs", ARRAY(sa.BigInteger), nullable=False),
+        sa.PrimaryKeyConstraint("region_code", "shard", "request_id", "dataset", "part", name="write_requests_pkey"),
     )
     op.create_index("write_requests_update_time", "write_requests", ["update_time"], postgresql_using="brin")
 
