@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +18,12 @@ import asyncpg
 import pytest
 
 from runtime.embedded.postgres import EmbeddedPostgres
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _numbers = itertools.count(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +32,9 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     # Nobody may have to reach it (PostgreSQL does not run as root), so it is not below pytest's private folder.
     with tempfile.TemporaryDirectory(prefix="regiongate-postgres-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder) / "server", _free_port())
+        # Its power is never cut, only its processes are.
+        settings = {"fsync": "off", "full_page_writes": "off"}
+        server = EmbeddedPostgres(Path(folder) / "server", free_port(), settings=settings)
         # The child watcher belongs to one loop, and the tests have their own.
         with asyncio.Runner() as runner:
             runner.run(server.start())
@@ -46,12 +42,12 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
             runner.run(server.stop())
 
 
-async def create_database(server: EmbeddedPostgres) -> str:
-    """A new, empty database; returns its URL."""
+async def create_database(server: EmbeddedPostgres, template: str = "template1") -> str:
+    """A new database, empty unless a template is named; returns its URL."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     connection = await asyncpg.connect(server.url)
     try:
-        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     finally:
         await connection.close()
     parts = urlsplit(server.url)
