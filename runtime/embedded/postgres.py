@@ -90,6 +90,7 @@ class EmbeddedPostgres:
         self._template = template
         self._binaries_wanted = binaries
         self._settings = {**_SETTINGS, **(settings or {}), "port": str(port)}
+        self._is_durable = self._settings.get("fsync") != "off"
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
         self._process: Process | None = None
@@ -219,7 +220,8 @@ class EmbeddedPostgres:
             "--no-sync",
         )
         # One sync instead of one for each of a thousand files; before the rename that makes the folder count (law L3).
-        await asyncio.to_thread(os.sync)
+        if self._is_durable:
+            await asyncio.to_thread(os.sync)
         os.chown(password_file, os.geteuid(), os.getegid())
         password_file.rename(self._dir / "password")
         partial.rename(self._data)
@@ -232,7 +234,8 @@ class EmbeddedPostgres:
         shutil.copytree(template / "data", partial, symlinks=True)
         partial.chmod(0o700)
         account.own(partial)
-        os.sync()
+        if self._is_durable:
+            os.sync()
         _write_private(self._dir / "password", (template / "password").read_text(encoding="ascii"))
         partial.rename(self._data)
 
