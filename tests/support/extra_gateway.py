@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.supervisor.probe import read_health
-from tests.support.law_stack import LEASE_SECONDS
 from tests.support.ports import free_ports
 from tests.support.stack import ROOT
 
@@ -71,7 +70,7 @@ async def extra_gateway(
                 "listen": f"127.0.0.1:{port}",
                 "peer_listen": f"127.0.0.1:{peer_port}",
                 "metrics_port": metrics_port,
-                "lease_ttl": LEASE_SECONDS,
+                "lease_ttl": 2,
                 "trace_sample_ratio": 0,
                 **settings,
             }.items()
