@@ -41,7 +41,8 @@ _MAX_DELAY: Final = 1.0
 _FREE_REDIRECTS: Final = 2
 """Gateways whose tables differ for a moment could send a call to and fro without end."""
 
-_BROKEN_OFF: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_BROKEN_OFF: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+"""Without details, these are the transport's words for a connection that broke: a gateway explains its own INTERNAL."""
 
 _BY_STATUS: Final[Mapping[grpc.StatusCode, type[RegiongateError]]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -90,7 +91,7 @@ def failed_call(error: grpc.aio.AioRpcError, address: str) -> Failed:
         return _failed(info.reason, error.details() or "", dict(info.metadata), retry_after)
     text = error.details() or error.code().name
     code = error.code()
-    if code in _BROKEN_OFF or (code is grpc.StatusCode.INTERNAL and "RST_STREAM" in text):
+    if code in _BROKEN_OFF:
         return unreachable(address, text)
     return Failed(_BY_STATUS.get(code, RegiongateError)(text))
 

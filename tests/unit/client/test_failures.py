@@ -93,7 +93,7 @@ def test_the_time_to_wait_is_read_from_the_details():
         (grpc.StatusCode.UNAVAILABLE, "refused", errors.PeerUnreachable),
         (grpc.StatusCode.CANCELLED, "dropped", errors.PeerUnreachable),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", errors.PeerUnreachable),
-        (grpc.StatusCode.INTERNAL, "internal error", RegiongateError),
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", errors.PeerUnreachable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "", errors.DeadlineExceeded),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "", errors.LimitReached),
         (grpc.StatusCode.UNIMPLEMENTED, "", errors.InvalidInput),
