@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 import asyncpg
 
 from policy.errors import DatabaseUnavailable, LimitReached
-from rowstore.driver_errors import DRIVER_ERRORS, translate
+from rowstore.driver_errors import DRIVER_ERRORS, is_connection_loss, translate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -84,11 +84,13 @@ class DatabaseSettings:
 class Session:
     """A connection and the statements that are prepared on it: found without asyncpg's own search for them."""
 
-    __slots__ = ("_count", "connection", "prepared")
+    __slots__ = ("_count", "connection", "prepared", "was_frozen")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.prepared: dict[str, PreparedStatement] = {}
+        self.was_frozen = False
+        """Whether it was cut off because the server did not answer."""
         self._count = 0
 
     async def prepare(self, statement: str) -> PreparedStatement:
@@ -181,7 +183,10 @@ class Database:
             raise
         except DRIVER_ERRORS as error:
             failure = translate(error)
-            is_lost = connection.is_closed()
+            is_lost = connection.is_closed() or is_connection_loss(error)
+            if is_lost:
+                # What has ended this connection has most likely ended the idle ones, too.
+                self._drop_free()
             self._give_back(session, error)
         except BaseException:
             # Cancelled while the statement runs: asyncpg tells the server; nobody knows whether it still commits.
@@ -190,7 +195,7 @@ class Database:
         else:
             self._release(session)
             return records
-        if is_repeatable and is_lost:
+        if is_repeatable and is_lost and not session.was_frozen:
             return await self.fetch(statement, *arguments)
         raise failure
 
@@ -223,9 +228,7 @@ class Database:
             if not waiter.done():
                 waiter.set_exception(DatabaseUnavailable("the gateway is stopping"))
         self._waiting.clear()
-        free, self._free = self._free, []
-        for session in free:
-            self._retire(session)
+        self._drop_free()
         while self._retiring:
             await asyncio.wait(self._retiring)
 
@@ -312,6 +315,7 @@ class Database:
         oldest = loop.time() - self._timeout
         for session, start in list(self._busy.items()):
             if start < oldest:
+                session.was_frozen = True
                 session.connection.terminate()
         self._sweep = loop.call_later(_SWEEP_INTERVAL, self._cut_off_frozen) if self._busy else None
 
@@ -349,6 +353,11 @@ class Database:
         if not is_refusal:
             self._is_connected = False
         self._retire(session)
+
+    def _drop_free(self) -> None:
+        free, self._free = self._free, []
+        for session in free:
+            self._retire(session)
 
     def _retire(self, session: Session) -> None:
         self._busy.pop(session, None)

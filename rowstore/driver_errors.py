@@ -34,6 +34,8 @@ _WAITING_HELPS: Final[Mapping[str, str]] = {
     "57P02": "the database is restarting",
     "57P03": "the database is starting",
 }
+_SERVER_ENDS: Final = ("57P01", "57P02", "57P03")
+
 _CLASSES_WHERE_WAITING_HELPS: Final[Mapping[str, str]] = {
     "08": "the connection to the database was lost",
     "28": "the database does not accept the gateway's identity",
@@ -59,3 +61,11 @@ def translate(error: BaseException) -> RegiongateError:
     if isinstance(error, OSError):
         return DatabaseUnavailable("the database cannot be reached")
     return DatabaseUnavailable("the connection to the database was lost")
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether the connection is gone, though the driver may not have noticed yet."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(getattr(error, "sqlstate", None) or "")
+        return state.startswith("08") or state in _SERVER_ENDS
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError)

@@ -50,7 +50,7 @@ def _admitted() -> Select[Any]:
 
 
 @lru_cache(maxsize=256)
-def _page_statement(table: Table, shape: Shape | None, arguments: int, *, has_after: bool) -> Statement:
+def page_statement(table: Table, shape: Shape | None, arguments: int, *, has_after: bool) -> Statement:
     """A record for each row: `let_pass` (null when every shard was, otherwise those that were), then the row.
 
     The rows come from the primary key in its order, so a page costs what it reads, wherever it begins.
@@ -108,7 +108,7 @@ async def list_page(
         arguments.append(after)
     if condition is not None:
         arguments.extend(condition.arguments)
-    statement = _page_statement(
+    statement = page_statement(
         table,
         condition.shape if condition else None,
         len(condition.arguments) if condition else 0,

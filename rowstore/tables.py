@@ -130,6 +130,8 @@ def _dataset_table(name: str, key_type: KeyType, columns: tuple[tuple[str, Colum
         Column("update_time", TIME_TYPE, nullable=False),
         Column("deleted", Boolean, nullable=False),
         *(Column(column, column_sql_type(column_type)) for column, column_type in columns),
-        # The order of a shard's changes: what is copied, scanned and counted goes by it.
-        Index(f"{table}_shard_seq", "region_code", "shard", "seq", unique=True),
+        # The order of a shard's changes: what is copied, scanned and counted goes by it. A statement must say `seq > 0`
+        # to have it, which is always so: one that looks up keys does not, and so cannot be planned to go by it, as it
+        # would be on an empty table, where all ways seem equally short.
+        Index(f"{table}_shard_seq", "region_code", "shard", "seq", unique=True, postgresql_where=text("seq > 0")),
     )
