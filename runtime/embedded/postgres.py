@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import asyncpg
 
+from runtime.embedded.durable import sync_path, sync_tree
 from runtime.embedded.postgres_binaries import (
     Account,
     choose_account,
@@ -219,12 +220,9 @@ class EmbeddedPostgres:
             "--no-instructions",
             "--no-sync",
         )
-        # One sync instead of one for each of a thousand files; before the rename that makes the folder count (law L3).
-        if self._is_durable:
-            await asyncio.to_thread(os.sync)
         os.chown(password_file, os.geteuid(), os.getegid())
         password_file.rename(self._dir / "password")
-        partial.rename(self._data)
+        await asyncio.to_thread(self._make_count, partial)
 
     def _copy(self, template: Path, account: Account) -> None:
         if (template / "data" / "postmaster.pid").exists():
@@ -234,10 +232,18 @@ class EmbeddedPostgres:
         shutil.copytree(template / "data", partial, symlinks=True)
         partial.chmod(0o700)
         account.own(partial)
-        if self._is_durable:
-            os.sync()
         _write_private(self._dir / "password", (template / "password").read_text(encoding="ascii"))
+        self._make_count(partial)
+
+    def _make_count(self, partial: Path) -> None:
+        """Gives a whole folder its final name; a durable server's is on the disk before (law L3)."""
+        if self._is_durable:
+            sync_tree(partial)
+            sync_path(self._dir / "password")
         partial.rename(self._data)
+        if self._is_durable:
+            for folder in (self._dir, self._dir.parent):
+                sync_path(folder)
 
     # ---- the start --------------------------------------------------------------------------------------------------
 
