@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.limits import MAX_BATCH_ROWS
 from gateway.operations import CallContext
 from gateway.requests import exchange_operation
+from gateway.spans import start_message
 from gateway.status import to_error_message
 from gateway.values import encode_row
 from policy.errors import InvalidInput, LimitReached, RegiongateError, Unavailable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.identity import Caller
     from gateway.operations import OperationOutcome, RowOperation
     from rowstore.model import Written
+    from runtime.telemetry.tracing import Tracing
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,12 +50,15 @@ class ExchangeShared:
         admission: Admission,
         decisions: DecisionMessages,
         max_messages: int,
+        *,
+        tracing: Tracing,
     ) -> None:
         self.engine = engine
         self.view = view
         self.admission = admission
         self.decisions = decisions
         self.max_messages = max_messages
+        self.tracing = tracing
 
 
 class ExchangeStream:
@@ -137,6 +142,7 @@ class ExchangeStream:
         except RegiongateError as error:
             self._answer(_failed(numbers, error))
             return
+        span = start_message(shared.tracing, shared.engine.idc, caller, listed)
         context = CallContext(
             admission.deadline_in(request.timeout_ms),
             request.purpose or caller.purpose,
@@ -152,6 +158,8 @@ class ExchangeStream:
             self._answer(_failed(waiting, error))
         finally:
             admission.release(len(listed))
+            if span is not None:
+                span.end()
 
     def _parse(self, request: row_service_pb2.ExchangeRequest) -> dict[int, RowOperation]:
         """The operations by id; what is refused has its result at once."""

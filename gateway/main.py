@@ -149,7 +149,9 @@ class Gateway:
     def _add_services(self, policies: PolicyStore, tracing: Tracing) -> None:
         settings, view, idc = self._settings, self.view, self._settings.idc
         decisions = DecisionMessages()
-        shared = ExchangeShared(self._engine, view, self._admission, decisions, settings.max_stream_messages)
+        shared = ExchangeShared(
+            self._engine, view, self._admission, decisions, settings.max_stream_messages, tracing=tracing
+        )
         scanner = Scanner(idc, view, self._store)
         lister = Lister(
             idc,

@@ -1,4 +1,4 @@
-"""Spans of the engine: one for each sampled caller of a branch, never one for each row.
+"""Spans of messages and of the engine: one for each sampled caller of a branch, never one for each row.
 
 Attributes name places, rules and counts, never a key or a value (law L1).
 """
@@ -21,10 +21,12 @@ from runtime.telemetry.tracing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gateway.branches import ForwardBranch, ServeBranch
-    from runtime.telemetry.tracing import Tracing
+    from gateway.identity import Caller
+    from gateway.operations import RowOperation
+    from runtime.telemetry.tracing import Span, Tracing
 
 NO_SPANS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -71,3 +73,26 @@ def start_spans(
             branch.spans.append(span)
             children[traceparent] = traceparent_of(span)
     return children
+
+
+def start_message(tracing: Tracing, idc: str, caller: Caller, operations: Sequence[RowOperation]) -> Span | None:
+    """Starts a trace for a message whose sender has none, when the dice of this gateway's setting say so.
+
+    The operations carry it from here on; those that bring a trace of their own stay in that. What a peer forwards is
+    not sampled anew: where it entered, the dice have been cast.
+    """
+    if caller.traceparent or caller.ingress_idc:
+        return None
+    for operation in operations:
+        if not operation.traceparent:
+            break
+    else:
+        return None
+    span = tracing.start("Exchange", kind=SpanKind.SERVER, root=True)
+    if span is None:
+        return None
+    span.set_attributes({IDC: idc, ROWS: len(operations)})
+    traceparent = traceparent_of(span)
+    for operation in operations:
+        operation.traceparent = operation.traceparent or traceparent
+    return span

@@ -54,7 +54,7 @@ class PeerGateway:
         admission = Admission(GatewaySettings(idc=self.idc, database_url="postgresql://unused"))
         admission.open()
         ladder = Ladder(admission, PeerSide(has_tls=False), self.tracing, self.idc)
-        shared = ExchangeShared(self.engine, self.view, admission, DecisionMessages(), 64)
+        shared = ExchangeShared(self.engine, self.view, admission, DecisionMessages(), 64, tracing=self.tracing)
         self._listener = Listener(PEER_MESSAGE_BYTES)
         self._listener.serve_exchange(ExchangeService(ladder, shared))
         self.address = self._listener.bind(self.address, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
@@ -18,11 +19,19 @@ from gateway.settings import GatewaySettings
 from policy.errors import Unavailable
 from regiongate.v1 import row_service_pb2 as pb
 from regiongate.v1 import types_pb2
+from runtime.telemetry.spans import read_spans
 from runtime.telemetry.tracing import Tracing
 from tests.support.memory_rows import MemoryRows
 from tests.support.routing import HandView, table
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from runtime.telemetry.spans import SpanRecord
+
 MAX_MESSAGES = 4
+OWN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNSAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 
 
 class Context:
@@ -56,18 +65,18 @@ class Context:
 class Stream:
     """A stream in a gateway whose rows are in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: Tracing | None = None, caller: Caller | None = None) -> None:
         view = HandView(table())
         self.rows = MemoryRows()
         self.rows.open_all(view.table, "fra")
-        tracing = Tracing("gateway", "fra", 0, None)
+        tracing = tracing or Tracing("gateway", "fra", 0, None)
         peers = Peers("fra", view, PeerSettings())
         engine = Engine("fra", view, self.rows, peers, tracing, settings=EngineSettings())
         self.admission = Admission(GatewaySettings(idc="fra", database_url="postgresql://x", max_operations=1000))
         self.admission.open()
         self.context = Context()
-        shared = ExchangeShared(engine, view, self.admission, DecisionMessages(), MAX_MESSAGES)
-        self.task = asyncio.create_task(ExchangeStream(shared, Caller(), self.context).run())
+        shared = ExchangeShared(engine, view, self.admission, DecisionMessages(), MAX_MESSAGES, tracing=tracing)
+        self.task = asyncio.create_task(ExchangeStream(shared, caller or Caller(), self.context).run())
 
     def send(self, *operations: pb.Operation) -> None:
         self.context.incoming.put_nowait(pb.ExchangeRequest(operations=operations))
@@ -172,3 +181,50 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(stream: Stream):
     stream.rows.resume()
     await idle()
     assert stream.admission.operations == 0
+
+
+async def trace(folder: Path, *operations: pb.Operation, ratio: float = 1.0, caller: Caller | None = None):
+    """Sends one message to a gateway that samples by itself, and returns the spans that it has recorded."""
+    tracing = Tracing("gateway", "fra", ratio, folder)
+    stream = Stream(tracing, caller)
+    stream.send(*operations)
+    stream.end()
+    await asyncio.wait_for(stream.task, 5)
+    tracing.shutdown()
+    return list(read_spans(folder))
+
+
+def by_name(spans: list[SpanRecord]) -> dict[str, SpanRecord]:
+    return {span.name: span for span in spans}
+
+
+async def test_a_message_without_a_trace_starts_one_by_the_gateways_own_setting(tmp_path: Path):
+    spans = by_name(await trace(tmp_path, get(1), get(2, key="k2")))
+    root, served = spans["Exchange"], spans["gateway.serve"]
+    assert (root.parent_id, root.kind, root.attributes["regiongate.rows"]) == ("", "server", 2)
+    assert (served.trace_id, served.parent_id) == (root.trace_id, root.span_id)
+    assert spans["db.read"].parent_id == served.span_id
+
+
+async def test_operations_with_a_trace_of_their_own_stay_in_it(tmp_path: Path):
+    mine, theirs = get(1), get(2, key="k2")
+    mine.traceparent = OWN
+    spans = await trace(tmp_path, mine, theirs)
+    roots = {span.trace_id for span in spans if span.name == "Exchange"}
+    assert {span.trace_id for span in spans if span.name == "gateway.serve"} == {OWN[3:35], *roots}
+    assert len(roots) == 1
+
+
+@pytest.mark.parametrize("traceparent", [OWN, UNSAMPLED])
+async def test_no_trace_is_started_where_every_operation_has_one(tmp_path: Path, traceparent: str):
+    operation = get(1)
+    operation.traceparent = traceparent
+    assert "Exchange" not in by_name(await trace(tmp_path, operation))
+
+
+async def test_what_a_peer_forwards_is_not_sampled_anew(tmp_path: Path):
+    assert not await trace(tmp_path, get(1), caller=Caller(ingress_idc="sin"))
+
+
+async def test_sampled_out_messages_leave_nothing(tmp_path: Path):
+    assert not await trace(tmp_path, get(1), ratio=0.0)
