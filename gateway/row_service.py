@@ -9,8 +9,9 @@ Clients get all of it on the client listener; peers get `Exchange` only, on thei
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from gateway.batch_answers import error_of, get_answer, write_answer
 from gateway.call_metrics import STREAMS_OPEN
 from gateway.exchange import ExchangeShared, ExchangeStream, to_receipt
 from gateway.identity import check_ingress
@@ -25,9 +26,9 @@ from gateway.requests import (
     put_operation,
     write_operation,
 )
-from gateway.status import abort, to_error_message
+from gateway.status import abort
 from gateway.values import check_columns, encode_row
-from policy.errors import LimitReached, RegiongateError
+from policy.errors import RegiongateError
 from regiongate.v1 import row_service_pb2, row_service_pb2_grpc
 
 if TYPE_CHECKING:
@@ -37,12 +38,8 @@ if TYPE_CHECKING:
     from gateway.ladder import Call, Ladder
     from gateway.listing import Lister
     from gateway.operations import OperationOutcome
-    from policy.model import Dataset
 
     Context = grpc.aio.ServicerContext[Any, Any]
-
-MAX_ANSWER_BYTES: Final = 3 << 20
-"""Clients take 4 MiB by default; rows of a batch beyond this are refused one by one, and can be asked for again."""
 
 
 class ExchangeService:
@@ -103,7 +100,7 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         operation = get_operation(dataset, request.region_code, request.key, columns, call.traceparent)
         outcome = await self._engine.execute_one(operation, call.context)
         if outcome.row is None:
-            raise _error(outcome)
+            raise error_of(outcome)
         return row_service_pb2.GetRowResponse(
             row=encode_row(outcome.row, dataset),
             decision=self._decisions.message(outcome.decision, outcome.owner_idc),
@@ -118,7 +115,7 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         operation = put_operation(dataset, request, request.columns, request.request_id, call.traceparent)
         outcome = await self._engine.execute_one(operation, call.context)
         if outcome.receipt is None:
-            raise _error(outcome)
+            raise error_of(outcome)
         return row_service_pb2.PutRowResponse(
             receipt=to_receipt(outcome.receipt),
             decision=self._decisions.message(outcome.decision, outcome.owner_idc),
@@ -133,7 +130,7 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         operation = delete_operation(dataset, request, request.request_id, call.traceparent)
         outcome = await self._engine.execute_one(operation, call.context)
         if outcome.receipt is None:
-            raise _error(outcome)
+            raise error_of(outcome)
         return row_service_pb2.DeleteRowResponse(
             receipt=to_receipt(outcome.receipt),
             decision=self._decisions.message(outcome.decision, outcome.owner_idc),
@@ -154,17 +151,8 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
                 parsed.append(get_operation(dataset, entry.region_code, entry.key, columns, call.traceparent))
             except RegiongateError as error:
                 parsed.append(error)
-        response = row_service_pb2.BatchGetRowsResponse()
-        size = 0
-        for outcome in await self._execute(parsed, call):
-            result = self._get_result(outcome, dataset, call)
-            size += result.ByteSize()
-            if size > MAX_ANSWER_BYTES and result.HasField("row"):
-                size -= result.row.ByteSize()
-                full = LimitReached("the answer is full: ask for this row again", limit="answer_bytes")
-                result.error.CopyFrom(to_error_message(full))
-            response.results.append(result)
-        return response
+        outcomes = await self._execute(parsed, call)
+        return get_answer(outcomes, dataset, self._decisions, call.traceparent)
 
     @unary
     async def BatchWriteRows(  # noqa: N802 (gRPC's name)
@@ -181,9 +169,7 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
             except RegiongateError as error:
                 parsed.append(error)
         check_no_key_twice(entry for entry in parsed if isinstance(entry, RowOperation))
-        return row_service_pb2.BatchWriteRowsResponse(
-            results=[self._write_result(outcome, call) for outcome in await self._execute(parsed, call)]
-        )
+        return write_answer(await self._execute(parsed, call), self._decisions, call.traceparent)
 
     @unary
     async def ListRows(  # noqa: N802 (gRPC's name)
@@ -199,28 +185,3 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         operations = [entry for entry in parsed if isinstance(entry, RowOperation)]
         outcomes = iter(await self._engine.execute(operations, call.context) if operations else ())
         return [entry if isinstance(entry, RegiongateError) else next(outcomes) for entry in parsed]
-
-    def _get_result(
-        self, outcome: OperationOutcome | RegiongateError, dataset: Dataset, call: Call
-    ) -> row_service_pb2.GetResult:
-        if isinstance(outcome, RegiongateError):
-            return row_service_pb2.GetResult(error=to_error_message(outcome))
-        decision = self._decisions.message(outcome.decision, outcome.owner_idc)
-        if outcome.row is not None:
-            return row_service_pb2.GetResult(row=encode_row(outcome.row, dataset), decision=decision)
-        error = to_error_message(_error(outcome), where="BatchGetRows", traceparent=call.traceparent)
-        return row_service_pb2.GetResult(error=error, decision=decision)
-
-    def _write_result(self, outcome: OperationOutcome | RegiongateError, call: Call) -> row_service_pb2.WriteResult:
-        if isinstance(outcome, RegiongateError):
-            return row_service_pb2.WriteResult(error=to_error_message(outcome))
-        decision = self._decisions.message(outcome.decision, outcome.owner_idc)
-        if outcome.receipt is not None:
-            return row_service_pb2.WriteResult(receipt=to_receipt(outcome.receipt), decision=decision)
-        error = to_error_message(_error(outcome), where="BatchWriteRows", traceparent=call.traceparent)
-        return row_service_pb2.WriteResult(error=error, decision=decision)
-
-
-def _error(outcome: OperationOutcome) -> RegiongateError:
-    """The error of an outcome that has nothing else."""
-    return outcome.error or RegiongateError("an operation without an outcome")

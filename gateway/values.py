@@ -50,12 +50,16 @@ def encode_row(row: StoredRow | types_pb2.Row, dataset: Dataset) -> types_pb2.Ro
         message.key.string_key = row.key  # pyright: ignore[reportAttributeAccessIssue]: the key's type is the dataset's
     else:
         message.key.int64_key = row.key  # pyright: ignore[reportAttributeAccessIssue]: the key's type is the dataset's
-    since = row.update_time - EPOCH
-    time = message.update_time
-    time.seconds = since.days * 86400 + since.seconds
-    time.nanos = since.microseconds * 1000
+    set_time(message.update_time, row.update_time)
     fill_cells(message.columns, row.values, dataset)
     return message
+
+
+def set_time(message: Timestamp, time: datetime) -> None:
+    """Puts a time into its message."""
+    since = time - EPOCH
+    message.seconds = since.days * 86400 + since.seconds
+    message.nanos = since.microseconds * 1000
 
 
 def read_time(time: Timestamp) -> datetime:
@@ -210,11 +214,9 @@ def _timestamp_setter(cell: types_pb2.Value, value: object) -> None:
     if value is None:
         cell.null_value = types_pb2.NULL_VALUE_NULL
         return
-    since: timedelta = value - EPOCH  # pyright: ignore[reportOperatorIssue, reportUnknownVariableType]: the column's type
     time = cell.timestamp_value
     time.SetInParent()  # the epoch itself has no field that differs from its default
-    time.seconds = since.days * 86400 + since.seconds
-    time.nanos = since.microseconds * 1000
+    set_time(time, value)  # pyright: ignore[reportArgumentType]: the column's type
 
 
 def _decimal_setter(cell: types_pb2.Value, value: object) -> None:

@@ -10,29 +10,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from gateway.client.failures import Failed, can_retry, failed_operation, persist
+from gateway.client.failures import Failed, can_retry, persist
 from policy.errors import NotOwnedHere, RegiongateError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.client.routes import Routes
-    from regiongate.v1 import row_service_pb2
 
 _Item = TypeVar("_Item")
-_Answer = TypeVar("_Answer", bound="row_service_pb2.GetResult | row_service_pb2.WriteResult")
 _Result = TypeVar("_Result")
 
 
-class Batch(Generic[_Item, _Answer, _Result]):
+class Batch(Generic[_Item, _Result]):
     """Items of one batch on their way to one outcome each.
 
     Args:
         routes: Where items go.
         items: What is sent, in the caller's order.
         places: RegionCode and key of each item.
-        send: Sends some items to an IDC until a time; results in their order; raises `Failed`.
-        read: Makes an outcome of a result that is not an error.
+        send: Sends some items to an IDC until a time; results or failures in their order; raises `Failed`.
         repeats_shards: Whether a retry brings all items of a shard, as writes must.
     """
 
@@ -41,8 +38,7 @@ class Batch(Generic[_Item, _Answer, _Result]):
         routes: Routes,
         items: Sequence[_Item],
         places: Sequence[tuple[str, str | int]],
-        send: Callable[[str, list[_Item], float], Awaitable[Sequence[_Answer]]],
-        read: Callable[[_Answer], _Result],
+        send: Callable[[str, list[_Item], float], Awaitable[list[_Result | Failed]]],
         *,
         repeats_shards: bool,
     ) -> None:
@@ -50,7 +46,6 @@ class Batch(Generic[_Item, _Answer, _Result]):
         self._items = items
         self._places = places
         self._send = send
-        self._read = read
         self._repeats_shards = repeats_shards
         self._outcomes: list[_Result | RegiongateError | None] = [None] * len(items)
         self._open = list(range(len(items)))
@@ -66,11 +61,12 @@ class Batch(Generic[_Item, _Answer, _Result]):
         return cast("list[_Result | RegiongateError]", self._outcomes)
 
     async def _attempt(self, until: float) -> None:
-        by_hop: dict[str, list[int]] = {}
-        for index in self._open:
-            by_hop.setdefault(self._routes.next_hop(*self._places[index]), []).append(index)
+        by_hop = self._routes.by_next_hop(self._places, self._open)
         failures = await asyncio.gather(*(self._send_part(hop, part, until) for hop, part in by_hop.items()))
         failed = [failure for part in failures for failure in part.items()]
+        if not failed:
+            self._open = []
+            return
         again = {index for index, failure in failed if can_retry(failure)}
         if self._repeats_shards:
             shards = {self._shard(index) for index in again}
@@ -93,13 +89,12 @@ class Batch(Generic[_Item, _Answer, _Result]):
         except Failed as failed:
             failures = dict.fromkeys(part, failed)
         else:
+            outcomes = self._outcomes
             for index, result in zip(part, results, strict=True):
-                if result.HasField("error"):
-                    failures[index] = failed_operation(result.error)
-                elif result.WhichOneof("outcome") is None:
-                    failures[index] = Failed(RegiongateError("the gateway's answer lacks a result"))
+                if isinstance(result, Failed):
+                    failures[index] = result
                 else:
-                    self._outcomes[index] = self._read(result)
+                    outcomes[index] = result
         for index, failed in failures.items():
             if isinstance(failed.error, NotOwnedHere):
                 self._routes.learn(*self._places[index], failed.error.owner_idc, failed.error.endpoints)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.client import values
 from gateway.client.batch import Batch
-from gateway.client.model import Put
-from policy.errors import LimitReached
+from gateway.client.failures import Failed, failed_operation
+from gateway.client.model import Put, Receipt
+from policy.errors import LimitReached, RegiongateError
 from regiongate.v1 import row_service_pb2, types_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from gateway.client.calls import Calls
-    from gateway.client.model import Delete, Receipt, Row
+    from gateway.client.model import Delete, Row
     from gateway.client.routes import Routes
-    from policy.errors import RegiongateError
 
 MAX_ROWS: Final = 1000
 """Rows in one call."""
@@ -53,7 +53,7 @@ class ManyRows:
         """The rows, in the order of their keys."""
         purpose, deadline = stated
 
-        async def send(hop: str, part: list[types_pb2.RowKey], until: float) -> Sequence[row_service_pb2.GetResult]:
+        async def send(hop: str, part: list[types_pb2.RowKey], until: float) -> list[Row | Failed]:
             request = row_service_pb2.BatchGetRowsRequest(dataset=dataset, keys=part, columns=columns)
             answer = await self._calls.call_once(
                 lambda endpoint: endpoint.rows.BatchGetRows,
@@ -63,13 +63,13 @@ class ManyRows:
                 until=until,
                 traceparent=traceparent,
             )
-            return answer.results
+            return _read_rows(answer)
 
         outcomes: list[Row | RegiongateError] = []
         for start in range(0, len(keys), MAX_ROWS):
             some = keys[start : start + MAX_ROWS]
             items = [_row_key(region_code, key) for region_code, key in some]
-            batch = Batch(self._routes, items, some, send, _read_row, repeats_shards=False)
+            batch = Batch(self._routes, items, some, send, repeats_shards=False)
             outcomes += await batch.run(deadline, self._calls.attempt_timeout(deadline))
         return outcomes
 
@@ -96,7 +96,7 @@ class ManyRows:
 
             async def send(
                 hop: str, part: list[row_service_pb2.RowWrite], until: float, request_id: str = request_id
-            ) -> Sequence[row_service_pb2.WriteResult]:
+            ) -> list[Receipt | Failed]:
                 request = row_service_pb2.BatchWriteRowsRequest(dataset=dataset, writes=part, request_id=request_id)
                 answer = await self._calls.call_once(
                     lambda endpoint: endpoint.rows.BatchWriteRows,
@@ -106,10 +106,10 @@ class ManyRows:
                     until=until,
                     traceparent=traceparent,
                 )
-                return answer.results
+                return _read_receipts(answer)
 
             places = [(write.region_code, write.key) for write in writes[some]]
-            batch = Batch(self._routes, items[some], places, send, _read_receipt, repeats_shards=True)
+            batch = Batch(self._routes, items[some], places, send, repeats_shards=True)
             outcomes += await batch.run(deadline, self._calls.attempt_timeout(deadline))
         return outcomes
 
@@ -151,9 +151,31 @@ def check_size(size: int) -> None:
         raise LimitReached("the row is larger than a gateway takes", limit="row_bytes")
 
 
-def _read_row(result: row_service_pb2.GetResult) -> Row:
-    return values.decode_row(result.row, values.decode_decision(result.decision))
+def _read_rows(answer: row_service_pb2.BatchGetRowsResponse) -> list[Row | Failed]:
+    decisions = [values.decode_decision(decision) for decision in answer.decisions]
+    found: list[Row | Failed] = []
+    for result in answer.results:
+        if result.HasField("row") and result.decision < len(decisions):
+            found.append(values.decode_row(result.row, decisions[result.decision]))
+        else:
+            found.append(_failure(result))
+    return found
 
 
-def _read_receipt(result: row_service_pb2.WriteResult) -> Receipt:
-    return values.decode_receipt(result.receipt, values.decode_decision(result.decision))
+def _read_receipts(answer: row_service_pb2.BatchWriteRowsResponse) -> list[Receipt | Failed]:
+    groups = [(values.read_time(group.update_time), values.decode_decision(group.decision)) for group in answer.groups]
+    found: list[Receipt | Failed] = []
+    for result in answer.results:
+        # A version is above 0, and so never what an unset field reads as.
+        version, group = result.version, result.group
+        if version and group < len(groups):
+            found.append(Receipt(version, *groups[group]))
+        else:
+            found.append(_failure(result))
+    return found
+
+
+def _failure(result: row_service_pb2.GetResult | row_service_pb2.WriteResult) -> Failed:
+    if result.HasField("error"):
+        return failed_operation(result.error)
+    return Failed(RegiongateError("the gateway's answer lacks a result"))

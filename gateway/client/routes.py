@@ -12,7 +12,7 @@ from gateway.client.model import DatasetColumns, RouteChange, ShardOwner
 from policy.sharding import shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from regiongate.v1 import routing_service_pb2
 
@@ -87,6 +87,20 @@ class Routes:
         """The IDC to go to, or `HOME`."""
         shards = self._next.get(region_code)
         return shards[shard_of(key, len(shards))] if shards else HOME
+
+    def by_next_hop(self, places: Sequence[tuple[str, str | int]], indexes: Iterable[int]) -> dict[str, list[int]]:
+        """Indexes of places (RegionCode and key) by where to go."""
+        groups: dict[str, list[int]] = {}
+        hops = self._next
+        for index in indexes:
+            region_code, key = places[index]
+            shards = hops.get(region_code)
+            hop = shards[shard_of(key, len(shards))] if shards else HOME
+            if hop in groups:
+                groups[hop].append(index)
+            else:
+                groups[hop] = [index]
+        return groups
 
     def shard_of(self, region_code: str, key: str | int) -> int:
         """The shard's number; 0 for a RegionCode that is not known here."""

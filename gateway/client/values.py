@@ -20,6 +20,8 @@ from regiongate.v1 import types_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
+    from google.protobuf.timestamp_pb2 import Timestamp
+
     from regiongate.v1 import row_service_pb2
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -185,13 +187,13 @@ _BY_PYTHON_TYPE: Final[tuple[tuple[str, type | tuple[type, ...]], ...]] = (
 """In this order: a bool is an int, too."""
 
 
-def decode_time(seconds: int, nanos: int) -> datetime:
+def read_time(time: Timestamp) -> datetime:
     """A proto timestamp as an aware datetime."""
-    return _EPOCH + timedelta(0, seconds, nanos // 1000)
+    return _EPOCH + timedelta(0, time.seconds, time.nanos // 1000)
 
 
 def _decode_timestamp(value: types_pb2.Value) -> datetime:
-    return decode_time(value.timestamp_value.seconds, value.timestamp_value.nanos)
+    return read_time(value.timestamp_value)
 
 
 _DECODERS: Final[Mapping[str, Callable[[types_pb2.Value], object]]] = {
@@ -234,16 +236,12 @@ def decode_row(row: types_pb2.Row, decision: Decision) -> Row:
     for name, value in row.columns.items():
         kind = value.WhichOneof("kind")
         values[name] = _DECODERS[kind](value) if kind else None
-    time = row.update_time
-    return Row(
-        row.region_code, decode_key(row.key), values, row.version, decode_time(time.seconds, time.nanos), decision
-    )
+    return Row(row.region_code, decode_key(row.key), values, row.version, read_time(row.update_time), decision)
 
 
 def decode_receipt(receipt: row_service_pb2.WriteReceipt, decision: Decision) -> Receipt:
     """A receipt with the decision that let the write through."""
-    time = receipt.update_time
-    return Receipt(receipt.version, decode_time(time.seconds, time.nanos), decision)
+    return Receipt(receipt.version, read_time(receipt.update_time), decision)
 
 
 def from_text(kind: str, value: Any) -> Any:  # noqa: ANN401 (whatever JSON holds)

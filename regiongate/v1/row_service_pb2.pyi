@@ -99,14 +99,20 @@ class BatchGetRowsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: builtins.int
+    DECISIONS_FIELD_NUMBER: builtins.int
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GetResult]: ...
+    @property
+    def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[regiongate.v1.types_pb2.Decision]:
+        """Each distinct decision once; a result names its own by the position here."""
+
     def __init__(
         self,
         *,
         results: collections.abc.Iterable[global___GetResult] | None = ...,
+        decisions: collections.abc.Iterable[regiongate.v1.types_pb2.Decision] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decisions", b"decisions", "results", b"results"]) -> None: ...
 
 global___BatchGetRowsResponse = BatchGetRowsResponse
 
@@ -117,21 +123,24 @@ class GetResult(google.protobuf.message.Message):
     ROW_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     DECISION_FIELD_NUMBER: builtins.int
+    decision: builtins.int
+    """Position in `decisions`; not set when the key was refused before anything was decided."""
     @property
     def row(self) -> regiongate.v1.types_pb2.Row: ...
     @property
     def error(self) -> regiongate.v1.types_pb2.Error: ...
-    @property
-    def decision(self) -> regiongate.v1.types_pb2.Decision: ...
     def __init__(
         self,
         *,
         row: regiongate.v1.types_pb2.Row | None = ...,
         error: regiongate.v1.types_pb2.Error | None = ...,
-        decision: regiongate.v1.types_pb2.Decision | None = ...,
+        decision: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["decision", b"decision", "error", b"error", "outcome", b"outcome", "row", b"row"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["decision", b"decision", "error", b"error", "outcome", b"outcome", "row", b"row"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_decision", b"_decision", "decision", b"decision", "error", b"error", "outcome", b"outcome", "row", b"row"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_decision", b"_decision", "decision", b"decision", "error", b"error", "outcome", b"outcome", "row", b"row"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_decision", b"_decision"]) -> typing.Literal["decision"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["row", "error"] | None: ...
 
 global___GetResult = GetResult
@@ -459,14 +468,20 @@ class BatchWriteRowsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
     @property
     def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WriteResult]: ...
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WriteGroup]:
+        """What results have in common, each once; a result names its own by the position here."""
+
     def __init__(
         self,
         *,
         results: collections.abc.Iterable[global___WriteResult] | None = ...,
+        groups: collections.abc.Iterable[global___WriteGroup] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["groups", b"groups", "results", b"results"]) -> None: ...
 
 global___BatchWriteRowsResponse = BatchWriteRowsResponse
 
@@ -474,27 +489,55 @@ global___BatchWriteRowsResponse = BatchWriteRowsResponse
 class WriteResult(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    RECEIPT_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
-    DECISION_FIELD_NUMBER: builtins.int
-    @property
-    def receipt(self) -> global___WriteReceipt: ...
+    GROUP_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    """The version that the write left behind, durably."""
+    group: builtins.int
+    """Position in `groups`; not set when the write was refused before anything was decided."""
     @property
     def error(self) -> regiongate.v1.types_pb2.Error: ...
-    @property
-    def decision(self) -> regiongate.v1.types_pb2.Decision: ...
     def __init__(
         self,
         *,
-        receipt: global___WriteReceipt | None = ...,
+        version: builtins.int = ...,
         error: regiongate.v1.types_pb2.Error | None = ...,
-        decision: regiongate.v1.types_pb2.Decision | None = ...,
+        group: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["decision", b"decision", "error", b"error", "outcome", b"outcome", "receipt", b"receipt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["decision", b"decision", "error", b"error", "outcome", b"outcome", "receipt", b"receipt"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["receipt", "error"] | None: ...
+    def HasField(self, field_name: typing.Literal["_group", b"_group", "error", b"error", "group", b"group", "outcome", b"outcome", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_group", b"_group", "error", b"error", "group", b"group", "outcome", b"outcome", "version", b"version"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_group", b"_group"]) -> typing.Literal["group"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["outcome", b"outcome"]) -> typing.Literal["version", "error"] | None: ...
 
 global___WriteResult = WriteResult
+
+@typing.final
+class WriteGroup(google.protobuf.message.Message):
+    """Writes that were decided alike and, where they are durable, have one time."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: builtins.int
+    UPDATE_TIME_FIELD_NUMBER: builtins.int
+    @property
+    def decision(self) -> regiongate.v1.types_pb2.Decision: ...
+    @property
+    def update_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Not set for errors."""
+
+    def __init__(
+        self,
+        *,
+        decision: regiongate.v1.types_pb2.Decision | None = ...,
+        update_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["decision", b"decision", "update_time", b"update_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["decision", b"decision", "update_time", b"update_time"]) -> None: ...
+
+global___WriteGroup = WriteGroup
 
 @typing.final
 class ExchangeRequest(google.protobuf.message.Message):

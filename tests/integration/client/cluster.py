@@ -343,7 +343,8 @@ class Site(row_service_pb2_grpc.RowServiceServicer, routing_service_pb2_grpc.Rou
             try:
                 self._judge(item.region_code, key_of(item.key), asker)
                 result.row.CopyFrom(self._get(operation))
-                result.decision.CopyFrom(self._decision(item.region_code, key_of(item.key), asker))
+                result.decision = len(answer.decisions)
+                answer.decisions.append(self._decision(item.region_code, key_of(item.key), asker))
             except RegiongateError as error:
                 result.error.CopyFrom(error_message(error))
         return answer
@@ -358,8 +359,10 @@ class Site(row_service_pb2_grpc.RowServiceServicer, routing_service_pb2_grpc.Rou
             try:
                 self._judge(item.region_code, key_of(item.key), asker)
                 content = item.put if item.HasField("put") else None
-                result.receipt.CopyFrom(self._write(item, content, request.request_id))
-                result.decision.CopyFrom(self._decision(item.region_code, key_of(item.key), asker))
+                receipt = self._write(item, content, request.request_id)
+                result.version, result.group = receipt.version, len(answer.groups)
+                decision = self._decision(item.region_code, key_of(item.key), asker)
+                answer.groups.add(decision=decision, update_time=receipt.update_time)
             except RegiongateError as error:
                 result.error.CopyFrom(error_message(error))
         return answer

@@ -138,7 +138,9 @@ async def test_one_bad_row_of_a_batch_fails_alone(site: Site):
     request = pb.BatchWriteRowsRequest(dataset="customers", writes=writes)
     response = await site["fra"].rows.BatchWriteRows(request, timeout=5)
     outcomes = [result.error.reason or result.WhichOneof("outcome") for result in response.results]
-    assert outcomes == ["receipt", "UNKNOWN_REGION", "UNKNOWN_REGION", "INVALID_VALUE", "receipt", "INVALID_INPUT"]
+    assert outcomes == ["version", "UNKNOWN_REGION", "UNKNOWN_REGION", "INVALID_VALUE", "version", "INVALID_INPUT"]
+    decided = [result.HasField("group") for result in response.results]
+    assert decided == [True, False, False, False, True, False]
 
 
 async def test_a_stale_if_version_names_the_version_that_is_there(site: Site):

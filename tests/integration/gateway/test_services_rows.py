@@ -112,13 +112,21 @@ async def test_a_batch_over_several_regions_is_split_by_owner_and_answered_row_b
     ]
     request = pb.BatchWriteRowsRequest(dataset="customers", writes=writes, request_id="split")
     response = await site["fra"].rows.BatchWriteRows(request, timeout=5)
-    assert {result.decision.owner_idc for result in response.results[:20]} == {"fra", "ams"}
-    assert all(result.HasField("receipt") for result in response.results[:20])
+    groups = [response.groups[result.group] for result in response.results]
+    assert {group.decision.owner_idc for group in groups[:20]} == {"fra", "ams"}
+    assert all(result.HasField("version") for result in response.results[:20])
+    assert all(group.HasField("update_time") for group in groups[:20])
+    assert [group.decision.rule for group in groups[20:]] == ["china", "asia"]
+    assert len(response.groups) < len(response.results), "what results have in common is said once"
     assert [result.error.reason for result in response.results[20:]] == ["ACCESS_DENIED"] * 2
     keys = [types_pb2.RowKey(region_code=region, key=key(text)) for region, text in places]
     read = pb.BatchGetRowsRequest(dataset="customers", keys=[*keys, keys[0]], columns=["spend"])
-    results = (await site["ams"].rows.BatchGetRows(read, timeout=5)).results
+    found = await site["ams"].rows.BatchGetRows(read, timeout=5)
+    results = found.results
     assert [result.row.columns["spend"].int64_value for result in results[:20]] == list(range(20))
+    owners = [found.decisions[result.decision].owner_idc for result in results[:20]]
+    assert owners == [group.decision.owner_idc for group in groups[:20]]
+    assert len(found.decisions) < len(results)
     assert results[22].row == results[0].row
     assert list(results[0].row.columns) == ["spend"]
 
