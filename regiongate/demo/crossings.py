@@ -46,7 +46,10 @@ class Answer:
 CROSSINGS = (
     Crossing("fra", "DE", "", "allowed"),
     Crossing("sin", "SG", "", "allowed"),
+    Crossing("ams", "JP", "research", "allowed"),
+    Crossing("fra", "US", "billing", "allowed"),
     Crossing("sin", "DE", "support", "withheld"),
+    Crossing("sin", "DE", "statistics", "withheld"),
     Crossing("sin", "FR", "marketing", "denied"),
     Crossing("ams", "SG", "", "denied"),
     Crossing("sin", "CN", "support", "denied"),

@@ -134,7 +134,7 @@ async def show_trace(demo: Demo) -> None:
     idcs = sorted({span.idc for span in spans if span.idc})
     if len(idcs) < 2:
         demo.faults.append("the trace does not reach across two IDCs")
-    demo.facts["trace"] = f"{len(spans)} spans in {', '.join(idcs)}: regiongate trace show {trace_id[:8]}"
+    demo.facts["trace"] = f"{len(spans)} spans, of the client and the gateways in {', '.join(idcs)}"
 
 
 async def _wait_for_spans(data_dir: Path, trace_id: str) -> list[SpanRecord]:
@@ -160,6 +160,7 @@ async def run(data_dir: Path | None, *, keep: bool) -> int:
     finally:
         if data_dir is None and not keep:
             shutil.rmtree(folder, ignore_errors=True)
+            say("the demo's data is removed; `make demo ARGS=--keep` leaves the stack up")
 
 
 async def _run_in(folder: Path, *, keep: bool) -> int:
@@ -177,6 +178,6 @@ async def _run_in(folder: Path, *, keep: bool) -> int:
         show.report(demo.facts, demo.faults)
         if keep:
             say(f"the stack goes on with its data in {folder}; Ctrl-C ends it")
-            say(f"try: regiongate shards list --data-dir {folder}")
+            say(f"try, in another shell: .venv/bin/regiongate shards list --data-dir {folder}")
             await asyncio.Event().wait()
     return 1 if demo.faults else 0

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from regiongate.demo.crossings import Answer
     from regiongate.demo.placement import Placement
 
-_LARGEST = 6
 _STYLES = {"allowed": "green", "withheld": "yellow", "denied": "red"}
 
 
@@ -38,11 +37,11 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def placement(found: Placement, jurisdictions: Mapping[str, str]) -> None:
-    """Rows per IDC, with the RegionCodes that hold most."""
-    table = _table("IDC", "JURISDICTION", "ROWS", "REGIONCODES", "LARGEST", right=("ROWS", "REGIONCODES"))
+    """Rows per IDC and RegionCode, the largest first."""
+    table = _table("IDC", "JURISDICTION", "ROWS", "REGIONCODES", "ROWS OF EACH", right=("ROWS", "REGIONCODES"))
     for idc, counter in found.rows.items():
-        largest = ", ".join(f"{code} {count:,}" for code, count in counter.most_common(_LARGEST))
-        table.add_row(idc, jurisdictions[idc], f"{counter.total():,}", str(len(counter)), largest)
+        each = "  ".join(f"{code}:{count:,}" for code, count in counter.most_common())
+        table.add_row(idc, jurisdictions[idc], f"{counter.total():,}", str(len(counter)), each)
     stdout().print(table)
 
 
