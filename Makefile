@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 STAMP  := $(VENV)/.installed
+# Where the machine has certificates of its own (a company's, say), they count for uv as they do for pip.
+CERTS  := $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem)
+export UV_SYSTEM_CERTS ?= $(if $(CERTS),true,false)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test soak bench lint format protos lock clean
@@ -25,7 +28,7 @@ demo: $(STAMP)  ## Start four data centres and watch real rows go where the law 
 	@$(BIN)/regiongate demo $(ARGS)
 
 up: $(STAMP)  ## Run the embedded stack in the foreground (data in ./data)
-	@$(BIN)/regiongate up --data-dir data --policy deploy/demo/policy.yaml $(ARGS)
+	@$(BIN)/regiongate up --data-dir data --policy deploy/demo/policy.yaml --base-port 7100 $(ARGS)
 
 test: $(STAMP)  ## Run every test that guards a law (under 10 minutes)
 	@$(BIN)/python -m pytest $(ARGS)

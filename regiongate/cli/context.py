@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 TargetOption = Annotated[
     str, typer.Option(envvar="REGIONGATE_TARGET", help="Gateways to talk to, host:port by comma.", show_default=False)
 ]
-DataDirOption = Annotated[
-    Path, typer.Option(envvar="REGIONGATE_DATA_DIR", help="Folder of a running stack, when no target is given.")
-]
+DataDirOption = Annotated[Path, typer.Option(envvar="REGIONGATE_DATA_DIR", help="Folder of the embedded stack.")]
 IdcOption = Annotated[
     str, typer.Option(envvar="REGIONGATE_IDC", help="Enter by the gateway of this IDC.", show_default=False)
 ]

@@ -10,10 +10,10 @@ import typer
 from regiongate.cli.context import run_async
 from regiongate.cli.output import say
 
-app = typer.Typer(help="Start four data centres and watch real rows go where the law says.")
+app = typer.Typer(add_completion=False)
 
 
-@app.callback(invoke_without_command=True)
+@app.command()
 def demo(
     data_dir: Annotated[
         Path | None,

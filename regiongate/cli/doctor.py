@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from runtime.stack_file import ProcessEntry
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _TIMEOUT_SECONDS = 3.0
 _LOW_DISK_BYTES = 1024**3

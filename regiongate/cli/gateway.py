@@ -8,7 +8,7 @@ from gateway.settings import GatewaySettings
 from regiongate.cli.settings_options import settings_command
 from runtime.lifecycle import collected_later
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 def _run(settings: GatewaySettings) -> int:

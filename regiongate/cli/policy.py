@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from regiongate.v1 import policy_service_pb2 as pb
     from regiongate.v1.policy_service_pb2_grpc import PolicyServiceAsyncStub
 
-app = typer.Typer(no_args_is_help=True, help="Check, plan, apply and read the rules.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check, plan, apply and read the rules.")
 
 PathArgument = Annotated[Path, typer.Argument(exists=True, help="A policy file, or a folder of them.")]
 _APPLY_SECONDS = 45.0

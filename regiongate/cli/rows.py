@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gateway.client import Client, Decision, Receipt, Row
 
-app = typer.Typer(no_args_is_help=True, help="Read and write rows.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Read and write rows.")
 
 DatasetArgument = Annotated[str, typer.Argument(help="The dataset, as the policy names it.")]
 RegionArgument = Annotated[str, typer.Argument(help="The RegionCode that the row is tagged with, such as DE.")]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from regiongate.v1 import routing_service_pb2 as pb
     from regiongate.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub
 
-app = typer.Typer(no_args_is_help=True, help="Show who owns what.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show who owns what.")
 
 
 @app.callback()

@@ -11,7 +11,7 @@ import typer
 
 from regiongate.cli.context import DEFAULT_DATA_DIR, DataDirOption
 from regiongate.cli.failures import CommandFailed
-from regiongate.cli.output import Output, OutputOption, emit_json, emit_rows, stdout
+from regiongate.cli.output import Output, OutputOption, emit_json, emit_rows, say, stdout
 from regiongate.cli.trace_tree import build_tree, lay_out, summarise
 from runtime.telemetry.spans import read_spans
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from regiongate.cli.trace_tree import Node, TraceLine
 
-app = typer.Typer(no_args_is_help=True, help="Show recorded traces.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show recorded traces.")
 
 _MAX_SPANS = 200_000
 
@@ -57,6 +57,8 @@ def list_traces(
     newest = deque(read_spans(_folder(data_dir)), maxlen=_MAX_SPANS)
     rows = [{**asdict(summary), "duration_ms": round(summary.duration_ms, 3)} for summary in summarise(newest)[:limit]]
     emit_rows(rows, ("trace_id", "start", "duration_ms", "root", "idcs", "spans", "status"), output)
+    if not rows:
+        say(f"nothing is recorded in {_folder(data_dir)}; `regiongate up --trace-sample-ratio 1` records every call")
 
 
 def draw(trace_id: str, lines: list[TraceLine]) -> None:

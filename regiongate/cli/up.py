@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from policy.loading import LoadedPolicy
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _IDC_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _THREADS = 32
@@ -67,8 +67,11 @@ def up(
 ) -> None:
     """Run the whole embedded stack in the foreground; Ctrl-C ends it.
 
-    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, a controller. Data, logs and traces stay
-    in the data folder, and a second start on it goes on with them. For demos and tests, not for production.
+    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, a controller.
+
+    Data, logs and traces stay in the data folder, and a second start on it goes on with them.
+
+    For demos and tests, not for production.
     """
     names = tuple(part.strip() for part in idcs.split(",") if part.strip())
     options = UpOptions(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart)
@@ -94,14 +97,14 @@ async def _up(options: UpOptions, folder: DataFolder, stop: asyncio.Event) -> No
         say(f"ready in {time.monotonic() - began:.1f} s", style="bold green")
         for idc, address in stack.gateways.items():
             say(f"  {idc}: {address}")
-        say(f"  all addresses and process ids: {options.data_dir / 'stack.json'}; Ctrl-C stops")
+        say(f"  all addresses and process ids: {options.data_dir / 'stack.json'}; Ctrl-C stops, the data stays")
         await stop.wait()
     except ExceptionGroup as group:
         raise _first(group) from group
     finally:
         say("stopping")
         await stack.stop()
-        say(f"stopped; the data stays in {options.data_dir}")
+        say("stopped")
 
 
 async def _bring_up(stack: Stack, loaded: LoadedPolicy | None, options: UpOptions) -> None:

@@ -35,8 +35,8 @@ ETCD_STAGE, DATABASE_STAGE, GATEWAY_STAGE, CONTROLLER_STAGE = range(4)
 
 def port_uses(idcs: tuple[str, ...]) -> list[str]:
     """What a stack needs ports for, in the order in which `--base-port` hands them out."""
-    uses = [f"{use} of {idc}" for idc in idcs for use in ("gateway", "peer", "database", "metrics")]
-    return ["etcd", "etcd peer", "controller metrics", *uses]
+    gateways, *inner = ([f"{use} of {idc}" for idc in idcs] for use in ("gateway", "peer", "database", "metrics"))
+    return [*gateways, "etcd", "etcd peer", "controller metrics", *(use for uses in inner for use in uses)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,9 @@ def test_a_taken_port_is_named_with_its_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", base)):
         result = cli("up", "--data-dir", str(folder), "--idcs", "fra", "--base-port", str(base))
     assert result.returncode == 1
-    assert f"error: PORT_TAKEN: port {base}, wanted for etcd, is taken by process {os.getpid()}" in result.stderr
+    assert (
+        f"error: PORT_TAKEN: port {base}, wanted for gateway of fra, is taken by process {os.getpid()}" in result.stderr
+    )
 
 
 def test_a_folder_of_another_version_is_refused(folder: Path) -> None:
