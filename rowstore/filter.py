@@ -114,7 +114,7 @@ def parse_filter(text: str, dataset: Dataset) -> Filter:
         InvalidValue: it is not in the language, too large, or compares a column with a literal of another type.
         UnknownColumn: the dataset has no such column.
     """
-    from lark.exceptions import UnexpectedInput, VisitError  # noqa: PLC0415 (few listings have a filter)
+    from lark.exceptions import UnexpectedInput, UnexpectedToken  # noqa: PLC0415 (few listings have a filter)
 
     if len(text) > MAX_LENGTH:
         raise _refuse(f"is longer than {MAX_LENGTH} characters")
@@ -123,12 +123,10 @@ def parse_filter(text: str, dataset: Dataset) -> Filter:
         tree = _parser().parse(text)
         shape = builder.build(tree, 0)
     except UnexpectedInput as error:
-        # Lark counts a missing end as -1.
-        place = error.pos_in_stream if error.pos_in_stream is not None else -1
-        where = f"at character {place + 1}" if 0 <= place < len(text) else "at its end"
+        # What is missing at the end, lark reports at the last thing that is there.
+        is_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+        where = "at its end" if is_end or error.pos_in_stream is None else f"at character {error.pos_in_stream + 1}"
         failure = _refuse(f"cannot be read {where}; AND and OR need parentheses between them")
-    except VisitError:
-        failure = _refuse("cannot be read")
     else:
         return Filter(frozenset(builder.columns), shape, tuple(builder.arguments))
     raise failure

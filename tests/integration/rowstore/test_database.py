@@ -115,7 +115,7 @@ async def test_a_wait_for_a_connection_has_an_end(idc: RowDatabase) -> None:
             idc.url,
             size=1,
             statement_timeout=timedelta(milliseconds=100),
-            connect_timeout=timedelta(milliseconds=100),
+            connect_timeout=timedelta(seconds=1),
         ) as database,
         database.connection(),
     ):
