@@ -24,14 +24,13 @@ from runtime.telemetry.tracing import set_failed
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gateway.coalescer import Settled
     from gateway.hold import FollowerLike, Wait
     from gateway.judge import Asking
     from gateway.operations import CallContext, RowOperation
     from policy.compile import Policy
-    from policy.table import RoutingTable
     from regiongate.v1.row_service_pb2 import OperationResult
     from regiongate.v1.types_pb2 import Decision
     from runtime.telemetry.tracing import Span
@@ -61,27 +60,30 @@ V = TypeVar("V", Serve, Forward)
 class Branch(Generic[V]):
     """Operations of one call that were judged alike by one table."""
 
-    __slots__ = ("call", "follower", "indices", "policy", "spans", "verdicts")
+    __slots__ = ("call", "follower", "indices", "parts", "policy", "spans")
 
     def __init__(self, call: Call, follower: FollowerLike, policy: Policy) -> None:
         self.call = call
         self.follower = follower
         self.policy = policy
         """What they were judged by."""
+        self.parts: list[tuple[V, list[int]]] = []
+        """Each verdict, and the operations that it is on: of one action, and one shard."""
         self.indices: list[int] = []
-        self.verdicts: list[V] = []
+        """Of all operations, in the order of the parts."""
         self.spans: list[Span] = []
         """Of the sampled ones."""
 
-    def add(self, index: int, verdict: V) -> None:
-        """Adds an operation."""
-        self.indices.append(index)
-        self.verdicts.append(verdict)
+    def add(self, verdict: V, indices: list[int]) -> None:
+        """Adds operations that were judged alike."""
+        self.parts.append((verdict, indices))
+        self.indices += indices
 
     def fail(self, error: RegiongateError) -> list[int]:
         """Ends all operations with one error; none is held."""
-        for index, verdict in zip(self.indices, self.verdicts, strict=True):
-            self.put(index, OperationOutcome(error=error, decision=verdict.decision, owner_idc=verdict.route.idc))
+        for verdict, indices in self.parts:
+            for index in indices:
+                self.put(index, OperationOutcome(error=error, decision=verdict.decision, owner_idc=verdict.route.idc))
         for span in self.spans:
             set_failed(span, error.reason)
         self.end_spans()
@@ -102,17 +104,13 @@ class Branch(Generic[V]):
         for span in self.spans:
             span.end()
 
-    def recheck(self) -> Callable[[int, AccessDecision], AccessDecision | Deny]:
-        """A look at the newest law for all operations of the branch, before an answer leaves (law L6)."""
-        newest: RoutingTable | None = self.follower.table
-        is_fresh = self.follower.is_fresh
-        call, judged_by = self.call, self.policy
-
-        def check(index: int, decision: AccessDecision) -> AccessDecision | Deny:
-            operation = call.operations[index]
-            return still_stands(decision, judged_by, newest, operation, call.asking, is_fresh=is_fresh)
-
-        return check
+    def recheck(self, verdict: V, indices: list[int]) -> AccessDecision | Deny:
+        """What the newest law says of a part before its answers leave (law L6)."""
+        first = self.call.operations[indices[0]]
+        if not verdict.is_guarded or first.action is not Action.GET:
+            return verdict.decision
+        table, is_fresh = self.follower.table, self.follower.is_fresh
+        return still_stands(verdict.decision, self.policy, table, first, self.call.asking, is_fresh=is_fresh)
 
 
 class ServeBranch(Branch[Serve]):
@@ -131,21 +129,23 @@ class ServeBranch(Branch[Serve]):
             metrics.SUPERSEDED.inc(len(self.indices))
             return self.hold(SUPERSEDED)
         held: list[int] = []
-        check = self.recheck() if any(verdict.is_guarded for verdict in self.verdicts) else None
-        for index, verdict, found in zip(self.indices, self.verdicts, result, strict=True):
-            decision = verdict.decision
-            if check is not None and verdict.is_guarded and self.call.operations[index].action is Action.GET:
-                now = check(index, decision)
-                if isinstance(now, Deny):
-                    self.put(index, OperationOutcome(error=now.error, decision=now.decision))
-                    continue
-                decision = now
-            outcome = self._outcome(index, decision, found)
-            if outcome is None:
-                held.append(index)
-            else:
-                outcome.owner_idc = verdict.route.idc
-                self.put(index, outcome)
+        outcomes = self.call.outcomes
+        end = 0
+        for verdict, indices in self.parts:
+            start, end = end, end + len(indices)
+            decision, owner_idc = self.recheck(verdict, indices), verdict.route.idc
+            if isinstance(decision, Deny):
+                for index in indices:
+                    outcomes[index] = OperationOutcome(error=decision.error, decision=decision.decision)
+                continue
+            for index, found in zip(indices, result[start:end], strict=True):
+                if type(found) is Written:
+                    outcomes[index] = OperationOutcome(None, found, None, decision, owner_idc)
+                elif (outcome := self._outcome(index, decision, found)) is not None:
+                    outcome.owner_idc = owner_idc
+                    outcomes[index] = outcome
+                else:
+                    held.append(index)
         if held:
             metrics.HOLDS.labels(FENCE).inc(len(held))
         self.end_spans()
@@ -158,8 +158,6 @@ class ServeBranch(Branch[Serve]):
         if isinstance(found, StoredRow):
             row = visible(found, self.call.operations[index].columns, decision.withheld)
             return OperationOutcome(row=row, decision=decision)
-        if isinstance(found, Written):
-            return OperationOutcome(receipt=found, decision=decision)
         if isinstance(found, Missing):
             return OperationOutcome(error=RowNotFound("the row does not exist"), decision=decision)
         if isinstance(found, VersionMismatch):
@@ -181,23 +179,23 @@ class ForwardBranch(Branch[Forward]):
         if isinstance(results, RegiongateError):
             return self.fail(results)
         held: list[int] = []
-        check = self.recheck() if any(verdict.is_guarded for verdict in self.verdicts) else None
-        for index, verdict, result in zip(self.indices, self.verdicts, results, strict=True):
-            outcome = _forwarded(verdict.decision, result)
-            outcome.owner_idc = outcome.owner_idc or verdict.route.idc
-            if isinstance(outcome.error, NotOwnedHere):
-                held.append(index)
-                continue
-            if check is not None and verdict.is_guarded and self.call.operations[index].action is Action.GET:
-                now = check(index, verdict.decision)
-                if isinstance(now, Deny):
+        end = 0
+        for verdict, indices in self.parts:
+            start, end = end, end + len(indices)
+            now = self.recheck(verdict, indices)
+            for index, result in zip(indices, results[start:end], strict=True):
+                outcome = _forwarded(verdict.decision, result)
+                outcome.owner_idc = outcome.owner_idc or verdict.route.idc
+                if isinstance(outcome.error, NotOwnedHere):
+                    held.append(index)
+                elif isinstance(now, Deny):
                     self.put(index, OperationOutcome(error=now.error, decision=now.decision))
-                    continue
-                # The owner has dropped what its law withholds; a law that only this gateway knows yet counts, too.
-                for name in now.withheld:
-                    if name in result.row.columns:
-                        del result.row.columns[name]
-            self.put(index, outcome)
+                else:
+                    # The owner has dropped what its law withholds; a law that only this gateway knows yet counts, too.
+                    for name in now.withheld:
+                        if name in result.row.columns:
+                            del result.row.columns[name]
+                    self.put(index, outcome)
         if held:
             metrics.HOLDS.labels(PEER).inc(len(held))
         self.end_spans()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gateway import metrics
 from gateway.branches import Call
 from gateway.hold import HoldingArea
-from gateway.judge import Deny, Redirect, asking_side, judge
+from gateway.judge import Deny, Redirect, asking_side, judge_all
 from gateway.operations import Action, OperationOutcome
 from gateway.plan import Plan, apart
 from gateway.spans import start_spans
@@ -26,7 +26,7 @@ from policy.errors import NoPolicy, NotOwnedHere
 from rowstore.model import ReadKey, RowWrite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from gateway.branches import ForwardBranch, ServeBranch
     from gateway.hold import FollowerLike
@@ -140,7 +140,7 @@ class Engine:
                 return
             held = await self._round(call, held)
 
-    async def _round(self, call: Call, indices: Iterable[int]) -> list[int]:
+    async def _round(self, call: Call, indices: Sequence[int]) -> list[int]:
         """Judges and performs operations once; returns those that must be held."""
         branches, held = self._begin(call, indices)
         try:
@@ -154,7 +154,7 @@ class Engine:
             held += branch.finish()
         return held
 
-    def _begin(self, call: Call, indices: Iterable[int]) -> tuple[list[AnyBranch], list[int]]:
+    def _begin(self, call: Call, indices: Sequence[int]) -> tuple[list[AnyBranch], list[int]]:
         """Judges operations by one table and sets off what is to be done."""
         table = self._follower.table
         if table is None:
@@ -164,11 +164,9 @@ class Engine:
             return [], []
         is_fresh = self._follower.is_fresh
         plan = Plan(call, self._follower, table)
-        for index in indices:
-            operation = call.operations[index]
-            verdict = judge(table, operation, call.asking, is_fresh=is_fresh)
-            if not plan.add(index, operation, verdict):
-                self._end(call, index, verdict)
+        for verdict, alike in judge_all(table, call.operations, indices, call.asking, is_fresh=is_fresh):
+            if not plan.add(verdict, alike):
+                self._end(call, alike, verdict)
         plan.count()
         for branch in plan.forwards.values():
             self._forward(branch)
@@ -182,26 +180,29 @@ class Engine:
                 branches.append(part)
         return branches, plan.held
 
-    def _end(self, call: Call, index: int, verdict: Verdict) -> None:
-        """The outcome of an operation that nothing is done for."""
+    def _end(self, call: Call, indices: list[int], verdict: Verdict) -> None:
+        """The outcome of operations that nothing is done for."""
         if isinstance(verdict, Deny):
-            metrics.DENIED.inc()
-            call.outcomes[index] = OperationOutcome(error=verdict.error, decision=verdict.decision)
+            metrics.DENIED.inc(len(indices))
+            for index in indices:
+                call.outcomes[index] = OperationOutcome(error=verdict.error, decision=verdict.decision)
         elif isinstance(verdict, Redirect):
-            metrics.REDIRECTED.inc()
+            metrics.REDIRECTED.inc(len(indices))
             owner = verdict.route.idc
             endpoints = tuple(record.address for record in self._follower.gateways.get(owner, ()))
             error = NotOwnedHere(f"the shard is owned by {owner}; ask there", owner_idc=owner, endpoints=endpoints)
-            call.outcomes[index] = OperationOutcome(error=error, decision=verdict.decision, owner_idc=owner)
+            for index in indices:
+                call.outcomes[index] = OperationOutcome(error=error, decision=verdict.decision, owner_idc=owner)
 
     # ---- setting off ------------------------------------------------------------------------------------------------
 
     def _read(self, branch: ServeBranch) -> None:
         operations = branch.call.operations
         keys: list[ReadKey] = []
-        for index, verdict in zip(branch.indices, branch.verdicts, strict=True):
+        for verdict, indices in branch.parts:
             route = verdict.route
-            keys.append(ReadKey(route.region_code, route.shard, route.epoch, operations[index].key))
+            region_code, shard, epoch = route.region_code, route.shard, route.epoch
+            keys += [ReadKey(region_code, shard, epoch, operations[index].key) for index in indices]
         reads = self._statements.reads(operations[branch.indices[0]].dataset)
         spans = start_spans(self._tracing, self.idc, branch)
         branch.future = reads.submit(keys, branch.call.context.deadline, None, tuple(spans.values()))
@@ -210,12 +211,19 @@ class Engine:
         operations = branch.call.operations
         writes: list[RowWrite] = []
         is_guarded = False
-        for index, verdict in zip(branch.indices, branch.verdicts, strict=True):
-            route, operation = verdict.route, operations[index]
+        for verdict, indices in branch.parts:
+            route = verdict.route
+            region_code, shard, epoch = route.region_code, route.shard, route.epoch
             is_guarded = is_guarded or verdict.is_guarded
-            values = operation.values if operation.action is Action.PUT else None
-            place = (route.region_code, route.shard, route.epoch, operation.key)
-            writes.append(RowWrite(*place, values, operation.if_version, operation.request_id))
+            is_put = operations[indices[0]].action is Action.PUT
+            for index in indices:
+                operation = operations[index]
+                values = operation.values if is_put else None
+                writes.append(
+                    RowWrite(
+                        region_code, shard, epoch, operation.key, values, operation.if_version, operation.request_id
+                    )
+                )
         guard = self._guard(branch.policy) if is_guarded else None
         spans = start_spans(self._tracing, self.idc, branch)
         coalescer = self._statements.writes(operations[branch.indices[0]].dataset)
@@ -233,7 +241,7 @@ class Engine:
 
     def _forward(self, branch: ForwardBranch) -> None:
         call, context = branch.call, branch.call.context
-        idc = branch.verdicts[0].route.idc
+        idc = branch.parts[0][0].route.idc
         operations = [call.operations[index] for index in branch.indices]
         spans = start_spans(self._tracing, self.idc, branch, peer_idc=idc)
         callers = [operation.traceparent or context.traceparent for operation in operations]

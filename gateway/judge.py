@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final
 from gateway.operations import Action
 from policy.errors import AccessDenied, RegiongateError, ShardUnavailable, TableTooOld
 from policy.model import Operation, Phase
+from policy.sharding import shard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gateway.operations import CallContext, RowOperation
     from policy.compile import Policy
@@ -139,6 +140,40 @@ def judge(table: RoutingTable, operation: RowOperation, asking: Asking, *, is_fr
     if route is None:
         return Hold(UNASSIGNED, decision)
     return _place(policy, route, decision, asking, is_guarded=is_guarded)
+
+
+def judge_all(
+    table: RoutingTable, operations: Sequence[RowOperation], indices: Sequence[int], asking: Asking, *, is_fresh: bool
+) -> list[tuple[Verdict, list[int]]]:
+    """The verdicts on operations of one call, each with the indices of the operations that it is on.
+
+    A verdict rests on an operation's dataset, RegionCode, action and shard: those that agree in these share one.
+    """
+    if len(indices) == 1:
+        return [(judge(table, operations[indices[0]], asking, is_fresh=is_fresh), [indices[0]])]
+    verdicts: list[tuple[Verdict, list[int]]] = []
+    regions = table.policy.regions
+    alike: dict[tuple[str, str, Action], list[list[int] | None]] = {}
+    for index in indices:
+        operation = operations[index]
+        question = operation.dataset.name, operation.region_code, operation.action
+        by_shard = alike.get(question)
+        if by_shard is None:
+            residency = regions.get(operation.region_code)
+            by_shard = alike[question] = [None] * (residency.shards if residency else 1)
+        try:
+            shard = shard_of(operation.key, len(by_shard))
+        except RegiongateError:
+            # It is in no shard; what is wrong with it, `judge` says.
+            verdicts.append((judge(table, operation, asking, is_fresh=is_fresh), [index]))
+            continue
+        group = by_shard[shard]
+        if group is not None:
+            group.append(index)
+        else:
+            group = by_shard[shard] = [index]
+            verdicts.append((judge(table, operation, asking, is_fresh=is_fresh), group))
+    return verdicts
 
 
 def _place(policy: Policy, route: Route, decision: AccessDecision, asking: Asking, *, is_guarded: bool) -> Verdict:

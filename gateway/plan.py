@@ -17,7 +17,6 @@ from policy.errors import InvalidValue
 if TYPE_CHECKING:
     from gateway.hold import FollowerLike
     from gateway.judge import Verdict
-    from gateway.operations import RowOperation
     from policy.table import RoutingTable
 
 
@@ -38,28 +37,40 @@ class Plan:
         """By the owner's IDC and whether sending again would do no harm: a bare write must not keep reads from it."""
         self.held: list[int] = []
 
-    def add(self, index: int, operation: RowOperation, verdict: Verdict) -> bool:
-        """Sorts an operation in; False when nothing is to be done for it."""
+    def add(self, verdict: Verdict, indices: list[int]) -> bool:
+        """Sorts operations in that were judged alike; False when nothing is to be done for them."""
+        operations = self._call.operations
+        first = operations[indices[0]]
         if type(verdict) is Serve:
-            branches = self.reads if operation.action is Action.GET else self.writes
-            name = operation.dataset.name
+            branches = self.reads if first.action is Action.GET else self.writes
+            name = first.dataset.name
             serve = branches.get(name)
             if serve is None:
                 serve = branches[name] = ServeBranch(self._call, self._follower, self._policy)
-            serve.add(index, verdict)
+            serve.add(verdict, indices)
         elif type(verdict) is Forward:
-            key = (verdict.route.idc, operation.action is Action.GET or bool(operation.request_id))
-            forward = self.forwards.get(key)
-            if forward is None:
-                forward = self.forwards[key] = ForwardBranch(self._call, self._follower, self._policy)
-            forward.add(index, verdict)
+            is_read = first.action is Action.GET
+            harmless = [index for index in indices if is_read or operations[index].request_id]
+            self._forward(verdict, harmless, is_harmless=True)
+            if len(harmless) < len(indices):
+                bare = [index for index in indices if not operations[index].request_id]
+                self._forward(verdict, bare, is_harmless=False)
         elif type(verdict) is Hold:
-            metrics.HELD.inc()
-            metrics.HOLDS.labels(verdict.reason).inc()
-            self.held.append(index)
+            metrics.HELD.inc(len(indices))
+            metrics.HOLDS.labels(verdict.reason).inc(len(indices))
+            self.held += indices
         else:
             return False
         return True
+
+    def _forward(self, verdict: Forward, indices: list[int], *, is_harmless: bool) -> None:
+        if not indices:
+            return
+        key = (verdict.route.idc, is_harmless)
+        forward = self.forwards.get(key)
+        if forward is None:
+            forward = self.forwards[key] = ForwardBranch(self._call, self._follower, self._policy)
+        forward.add(verdict, indices)
 
     def count(self) -> None:
         """Counts what is done, once for all operations."""
@@ -76,12 +87,13 @@ def apart(branch: ServeBranch, max_rows: int) -> list[ServeBranch]:
     if len(branch.indices) == 1:
         return [branch]
     operations = branch.call.operations
-    rows = {(operations[index].region_code, operations[index].key) for index in branch.indices}
+    named = [operations[index] for index in branch.indices]
+    rows = {(operation.region_code, operation.key) for operation in named}
     if len(rows) == len(branch.indices) <= max_rows:
         return [branch]
     parts: dict[object, ServeBranch] = {}
     seen: set[tuple[object, str, str | int]] = set()
-    for index, verdict in zip(branch.indices, branch.verdicts, strict=True):
+    for verdict, index in ((verdict, index) for verdict, indices in branch.parts for index in indices):
         # Bare writes stand alone: a number cannot be a request_id.
         key: object = operations[index].request_id or index
         row = (key, operations[index].region_code, operations[index].key)
@@ -93,5 +105,5 @@ def apart(branch: ServeBranch, max_rows: int) -> list[ServeBranch]:
         part = parts.get(key)
         if part is None:
             part = parts[key] = ServeBranch(branch.call, branch.follower, branch.policy)
-        part.add(index, verdict)
+        part.add(verdict, [index])
     return list(parts.values())

@@ -15,7 +15,7 @@ from policy.compile import unknown_region
 from policy.errors import InvalidInput, InvalidValue, LimitReached, NoPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from policy.model import Dataset
     from policy.table import RoutingTable
@@ -82,10 +82,11 @@ def put_operation(
         dataset,
         check_region(target.region_code),
         decode_key(dataset, target.key),
-        values=decode_values(dataset, columns),
-        if_version=if_version,
-        request_id=check_request_id(request_id),
-        traceparent=traceparent,
+        None,
+        decode_values(dataset, columns),
+        if_version,
+        check_request_id(request_id),
+        traceparent,
     )
 
 
@@ -104,9 +105,11 @@ def delete_operation(
         dataset,
         check_region(target.region_code),
         decode_key(dataset, target.key),
-        if_version=if_version,
-        request_id=check_request_id(request_id),
-        traceparent=traceparent,
+        None,
+        None,
+        if_version,
+        check_request_id(request_id),
+        traceparent,
     )
 
 
@@ -141,11 +144,7 @@ def exchange_operation(view: HasTable, operation: row_service_pb2.Operation) -> 
             raise InvalidInput("an operation says get, put or delete", field_name="action")
 
 
-def check_no_key_twice(operations: Iterable[RowOperation]) -> None:
+def check_no_key_twice(operations: Sequence[RowOperation]) -> None:
     """Raises `InvalidValue` when two writes of a batch name the same row: their order would be a guess."""
-    seen: set[tuple[str, str | int]] = set()
-    for operation in operations:
-        place = (operation.region_code, operation.key)
-        if place in seen:
-            raise InvalidValue("two writes of the batch name the same row", field_name="writes")
-        seen.add(place)
+    if len({(operation.region_code, operation.key) for operation in operations}) < len(operations):
+        raise InvalidValue("two writes of the batch name the same row", field_name="writes")

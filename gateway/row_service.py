@@ -168,7 +168,7 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
                 parsed.append(write_operation(dataset, write, request.request_id, call.traceparent))
             except RegiongateError as error:
                 parsed.append(error)
-        check_no_key_twice(entry for entry in parsed if isinstance(entry, RowOperation))
+        check_no_key_twice([entry for entry in parsed if isinstance(entry, RowOperation)])
         return write_answer(await self._execute(parsed, call), self._decisions, call.traceparent)
 
     @unary

@@ -55,7 +55,7 @@ def start_spans(
     if not callers:
         return NO_SPANS
     first = call.operations[branch.indices[0]]
-    decision = branch.verdicts[0].decision
+    decision = branch.parts[0][0].decision
     attributes: dict[str, str | int] = {
         IDC: idc,
         DATASET: first.dataset.name,

@@ -33,7 +33,6 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SECONDS: Final = int((datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - EPOCH).total_seconds())
 _MIN_SECONDS: Final = int((datetime(1, 1, 1, tzinfo=UTC) - EPOCH).total_seconds())
 _DECIMAL: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?", re.ASCII)
-_PRINTABLE: Final = re.compile(r"[\x20-\x7e]+")
 _ESCAPED_NUL_OR_SURROGATE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u(?:0000|[dD][89a-fA-F])")
 _KEY_FIELDS: Final = {KeyType.STRING: "string_key", KeyType.INT64: "int64_key"}
 
@@ -165,7 +164,7 @@ def set_key(message: types_pb2.Key, key: str | int) -> None:
 
 def check_request_id(request_id: str) -> str:
     """The request id, which may be empty; raises `InvalidValue`."""
-    if request_id and (len(request_id) > MAX_REQUEST_ID_LENGTH or not _PRINTABLE.fullmatch(request_id)):
+    if len(request_id) > MAX_REQUEST_ID_LENGTH or not (request_id.isascii() and request_id.isprintable()):
         raise InvalidValue(
             f"a request_id has 1 to {MAX_REQUEST_ID_LENGTH} characters of printable ASCII", field_name="request_id"
         )

@@ -15,11 +15,13 @@ from gateway.judge import (
     Serve,
     asking_side,
     judge,
+    judge_all,
     still_stands,
 )
 from gateway.operations import Action, CallContext, RowOperation
 from policy.errors import AccessDenied, TableTooOld, UnknownRegion
 from policy.model import Phase
+from policy.records import ShardRecord
 from policy.table import RoutingTable
 from tests.support import routing
 from tests.support.routing import POLICY
@@ -207,3 +209,52 @@ def test_a_guarded_verdict_that_stands_withholds_what_the_newest_law_withholds()
     now = still_stands(served.decision, LAW, routing.table(HIDING), crossing, ASKING, is_fresh=True)
     assert not isinstance(now, Deny)
     assert (now.withheld, now.policy_revision) == ({"name", "spend"}, 2)
+
+
+SCATTERED = RoutingTable.build(
+    LAW,
+    [
+        ("DE", 0, ShardRecord("fra", 1, Phase.SERVING, 1)),
+        ("DE", 1, ShardRecord("ams", 1, Phase.SERVING, 1)),
+        ("DE", 2, ShardRecord("fra", 1, Phase.OPENING, 1)),
+        ("SG", 0, ShardRecord("sin", 1, Phase.SERVING, 1)),
+        ("SG", 1, ShardRecord("sin", 2, Phase.SERVING, 1)),
+    ],
+    10,
+)
+"""Shards of one RegionCode that are owned by two IDCs, opening, or nobody's."""
+
+OPERATIONS = st.builds(
+    RowOperation,
+    st.sampled_from(Action),
+    st.sampled_from([LAW.datasets["customers"], LAW.datasets["counters"]]),
+    st.sampled_from(["DE", "SG", "CN", "XX", ""]),
+    st.one_of(st.sampled_from(["a", "b", "c", "d", "e", "\ud800"]), st.integers(-9, 9)),
+)
+
+
+@given(
+    st.lists(OPERATIONS, max_size=12),
+    st.sampled_from(["fra", "sin"]),
+    st.sampled_from(["", "support", "entry"]),
+    st.sampled_from(["", "sin", "lon"]),
+    st.booleans(),
+)
+def test_what_is_judged_together_is_judged_as_each_alone_would_be(operations, idc, purpose, origin, is_fresh):
+    asking = asking_side(idc, CallContext(0.0, purpose, origin))
+    together: dict[int, object] = {}
+    for found, indices in judge_all(SCATTERED, operations, range(len(operations)), asking, is_fresh=is_fresh):
+        for index in indices:
+            assert index not in together
+            together[index] = found
+    for index, operation in enumerate(operations):
+        alone = judge(SCATTERED, operation, asking, is_fresh=is_fresh)
+        assert _told(together.pop(index)) == _told(alone)
+    assert not together
+
+
+def _told(found) -> object:
+    """A verdict without the identity of its error."""
+    if isinstance(found, Deny):
+        return found.error.reason, str(found.error), found.decision
+    return found
