@@ -1,7 +1,8 @@
 """Group commit: many callers' rows share one statement while the one before is in flight.
 
 When nothing is in flight a statement starts in the same turn of the event loop: an idle gateway adds no wait. Otherwise
-what arrives gathers, and goes together when a statement has ended.
+what arrives gathers, and goes together when a statement has ended. With a pace, callers that come at the same time
+gather a little longer: a statement costs more than a row. A caller alone never waits for that, nor do many rows.
 
 Invariants:
 - A group (the rows of one call) is never split over statements: the writes of one request_id are remembered together.
@@ -34,6 +35,9 @@ class Superseded:
 
 
 SUPERSEDED: Final = Superseded()
+
+ENOUGH_ROWS: Final = 16
+"""So many share the cost of a statement well enough: they do not wait for more."""
 
 Settled = list[Outcome] | RegiongateError | Superseded
 """How a group ends: an outcome for each of its items, or one error for all of them."""
@@ -74,6 +78,7 @@ class Coalescer(Generic[Item, Outcome]):
         in_flight: int,
         max_rows: int,
         clashes: Callable[[Sequence[Item], set[object]], bool] | None = None,
+        pace: float = 0.0,
     ) -> None:
         """Starts with nothing in flight.
 
@@ -82,16 +87,23 @@ class Coalescer(Generic[Item, Outcome]):
             in_flight: Statements at a time.
             max_rows: Rows in one statement; a group alone may have that many and no more.
             clashes: Whether items cannot share a statement with what is in the set; adds them to it otherwise.
+            pace: Seconds from one statement to the next while callers come together or one is still in flight.
         """
         self._perform = perform
         self._in_flight = in_flight
         self._max_rows = max_rows
         self._clashes = clashes
+        self._pace = pace
         self._waiting: deque[Group[Item, Outcome]] = deque()
         self._performing: set[Group[Item, Outcome]] = set()
         self._runners: set[asyncio.Task[None]] = set()
         self._running = 0
         self._is_starting = False
+        self._is_shared = False
+        """Whether the newest statement has served several callers."""
+        self._due = 0.0
+        """When the pace allows the next statement, on the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
         self._sweep = Sweep(self._expire)
 
     def submit(
@@ -112,17 +124,40 @@ class Coalescer(Generic[Item, Outcome]):
         future: asyncio.Future[Settled[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append(Group(items, future, deadline, guard, traceparents))
         if not self._is_starting and self._running < self._in_flight:
-            self._start()
+            self._start_in_time(len(items))
         self._sweep.wake()
         return future
 
     async def drain(self) -> None:
-        """Waits until nothing is in flight."""
-        while self._runners:
-            await asyncio.wait(self._runners)
+        """Waits until nothing is in flight; the pace does not matter any more."""
+        while self._runners or self._timer is not None:
+            if self._timer is not None:
+                self._start_due()
+            if self._runners:
+                await asyncio.wait(self._runners)
+
+    def _start_in_time(self, rows: int) -> None:
+        """Starts a statement now, or when it is due; `rows` have come last."""
+        is_alone = not (self._running or self._is_shared)
+        if not self._pace or is_alone or max(rows, len(self._waiting)) >= ENOUGH_ROWS:
+            self._start()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, self._due - loop.time()), self._start_due)
+
+    def _start_due(self) -> None:
+        self._stop_timer()
+        if self._waiting and not self._is_starting and self._running < self._in_flight:
+            self._start()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _start(self) -> None:
         # One starts at a time: what arrives in this turn of the loop goes with it, not with a statement of its own.
+        self._stop_timer()
         self._is_starting = True
         self._running += 1
         runner = asyncio.create_task(self._run())
@@ -133,14 +168,20 @@ class Coalescer(Generic[Item, Outcome]):
         self._is_starting = False
         try:
             while batch := self._take():
+                self._is_shared = len(batch) > 1
+                self._due = asyncio.get_running_loop().time() + self._pace
                 self._performing.update(batch)
                 try:
                     await self._perform_batch(batch)
                 finally:
                     self._performing.difference_update(batch)
+                if self._pace:
+                    break  # the next one starts in time, with what arrives in this turn of the loop
         finally:
             # Not when the task is done, which is a turn later: a group that came in between would wait for nobody.
             self._running -= 1
+        if batch and self._waiting and not self._is_starting:
+            self._start_in_time(0)
 
     def _take(self) -> list[Group[Item, Outcome]]:
         """The groups of the next statement, in the order in which they came as far as they can share one."""

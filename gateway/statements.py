@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Reads = Coalescer[ReadKey, ReadOutcome]
 Writes = Coalescer[RowWrite, WriteOutcome]
 
+READ_PACE: Final = 0.002
+"""Seconds between two read statements on a dataset while callers come together. Writes are paced by their commits."""
+
 _SYSTEM: Final = {"db.system.name": "postgresql"}
 
 
@@ -83,7 +86,8 @@ class Statements:
                 if span is not None:
                     span.end()
 
-        return Coalescer(perform, in_flight=self._settings.reads_in_flight, max_rows=self._settings.max_batch_rows)
+        settings = self._settings
+        return Coalescer(perform, in_flight=settings.reads_in_flight, max_rows=settings.max_batch_rows, pace=READ_PACE)
 
     def _make_writes(self, dataset: Dataset) -> Writes:
         async def perform(writes: Sequence[RowWrite], traceparents: Sequence[str]) -> list[WriteOutcome]:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.coalescer import SUPERSEDED, Coalescer, write_clashes
+from gateway.coalescer import ENOUGH_ROWS, SUPERSEDED, Coalescer, write_clashes
 from policy.errors import DatabaseUnavailable, DeadlineExceeded, InvalidValue, RegiongateError
 from rowstore.model import RowWrite
 
@@ -225,3 +225,92 @@ async def test_traceparents_of_all_groups_reach_the_statement():
         *(coalescer.submit([number], FAR, None, traces) for number, traces in ((1, ["x"]), (2, []), (3, ["y"])))
     )
     assert database.traceparents == [["x", "y"]]
+
+
+LONG = 3600.0
+"""A pace that no test waits for."""
+
+
+async def share(coalescer: Coalescer, database: Database) -> None:
+    """A statement that serves two callers: those that come after it wait for the pace."""
+    database.release()
+    await asyncio.gather(coalescer.submit([1], FAR), coalescer.submit([2], FAR))
+
+
+async def test_a_caller_alone_never_waits_for_the_pace():
+    database = Database()
+    coalescer = make(database, pace=LONG)
+    database.release(3)
+    for number in range(3):
+        assert await coalescer.submit([number], FAR) == [number * 2]
+    assert len(database.statements) == 3
+
+
+async def test_callers_that_come_together_wait_for_the_pace_until_enough_rows_have_gathered():
+    database = Database()
+    coalescer = make(database, pace=LONG, max_rows=100)
+    await share(coalescer, database)
+    futures = [coalescer.submit([number], FAR) for number in range(ENOUGH_ROWS - 1)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(database.statements) == 1
+    futures.append(coalescer.submit([ENOUGH_ROWS], FAR))
+    database.release()
+    await asyncio.gather(*futures)
+    assert [len(statement) for statement in database.statements] == [2, ENOUGH_ROWS]
+
+
+async def test_a_group_of_many_rows_does_not_wait_for_the_pace():
+    database = Database()
+    coalescer = make(database, pace=LONG, max_rows=100)
+    await share(coalescer, database)
+    database.release()
+    assert await coalescer.submit([1] * ENOUGH_ROWS, FAR) == [2] * ENOUGH_ROWS
+
+
+async def test_what_waits_for_the_pace_begins_when_it_is_over():
+    database = Database()
+    coalescer = make(database, pace=0.002)
+    await share(coalescer, database)
+    database.release()
+    assert await coalescer.submit([3], FAR) == [6]
+
+
+async def test_a_statement_that_takes_long_is_overtaken_by_the_next_one():
+    database = Database()
+    coalescer = make(database, in_flight=2, pace=0.002)
+    slow = coalescer.submit([1], FAR)
+    await database.wait_begun(1)
+    next_one = coalescer.submit([2], FAR)
+    await database.wait_begun(2)
+    database.release(2)
+    assert await asyncio.gather(slow, next_one) == [[2], [4]]
+
+
+async def test_what_came_during_a_statement_for_one_caller_does_not_wait_for_the_pace():
+    database = Database()
+    coalescer = make(database, in_flight=2, pace=LONG)
+    first = coalescer.submit([1], FAR)
+    await database.wait_begun(1)
+    later = coalescer.submit([2], FAR)
+    database.release(2)
+    assert await asyncio.gather(first, later) == [[2], [4]]
+
+
+async def test_a_deadline_ends_the_wait_for_the_pace():
+    database = Database()
+    coalescer = make(database, pace=LONG)
+    await share(coalescer, database)
+    late = coalescer.submit([3], asyncio.get_running_loop().time())
+    assert isinstance(await late, DeadlineExceeded)
+    assert len(database.statements) == 1
+
+
+async def test_draining_does_not_wait_for_the_pace():
+    database = Database()
+    coalescer = make(database, pace=LONG)
+    await share(coalescer, database)
+    future = coalescer.submit([3], FAR)
+    database.release()
+    await coalescer.drain()
+    assert future.result() == [6]
