@@ -16,7 +16,7 @@ from gateway.operations import CallContext
 from gateway.requests import exchange_operation
 from gateway.spans import start_message
 from gateway.status import to_error_message
-from gateway.values import encode_row
+from gateway.values import encode_row, set_time
 from policy.errors import InvalidInput, LimitReached, RegiongateError, Unavailable
 from regiongate.v1 import row_service_pb2
 
@@ -225,5 +225,5 @@ def _failed(numbers: Iterable[int], error: BaseException) -> list[row_service_pb
 def to_receipt(written: Written) -> row_service_pb2.WriteReceipt:
     """What a write left behind, as it travels."""
     receipt = row_service_pb2.WriteReceipt(version=written.version)
-    receipt.update_time.FromDatetime(written.update_time)
+    set_time(receipt.update_time, written.update_time)
     return receipt
