@@ -31,6 +31,8 @@ async def test_law_l6_without_etcd_a_jurisdiction_serves_its_own_and_no_border_i
             await until(lambda: _is_refused(europe, "SG"), PATIENCE, "a border is crossed")
             for workload in workloads.values():
                 await workload.progress(100)
+            # Also by way of another IDC of the same jurisdiction, which owns the row.
+            assert (await home.get("DE", "crossing")).values["spend"] == 1
             await _check_refused(asia, europe)
         finally:
             laws.stack.signal("etcd", SIGCONT)

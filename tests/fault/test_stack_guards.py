@@ -36,7 +36,7 @@ async def test_laws_l2_and_l4_rest_on_the_fence(laws: LawStack) -> None:
     histories: dict[str, list[Event]] = {}
     async with _etcd_proxy(laws) as proxy, _pair(laws, "fra", "fence", etcd=proxy.address, hold_timeout=1) as pair:
         async with calling(laws.stack.gateway("ams")) as new:
-            await new.put("DE", key, 1)
+            await _write(new, "DE", key)
             proxy.pause()
             async with _moved(laws, shard_of(key, SHARDS)):
                 await until(lambda: _serves(new, key), PATIENCE, "the new owner does not serve")
@@ -168,7 +168,7 @@ async def test_law_l6_at_the_ingress_rests_on_judging_again_before_the_answer_le
         AsyncExitStack() as stack,
         calling(laws.stack.gateway("fra")) as home,
     ):
-        await home.put("DE", key, 1)
+        await _write(home, "DE", key)
         readings: dict[str, asyncio.Future[Answer]] = {}
         async with _locked(laws, "fra", "ACCESS EXCLUSIVE"):
             for number, (without, gateway) in enumerate(pair.items(), 1):
@@ -193,7 +193,7 @@ async def test_law_l6_rests_on_judging_again_before_a_write_begins(laws: LawStac
         keys = {without: await _key_of(laws, "sin", f"begin-{without}", "SG") for without in pair}
         homes = {name: await stack.enter_async_context(calling(it.address)) for name, it in pair.items()}
         for without, home in homes.items():
-            await home.put("SG", keys[without], 1)
+            await _write(home, "SG", keys[without])
         async with _locked(laws, "sin", "SHARE"):
             for without, gateway in pair.items():
                 for number in (1, 2):
@@ -221,7 +221,7 @@ async def test_withheld_columns_do_not_travel(laws: LawStack) -> None:
     """What the owner sends to the ingress is asked for as the ingress does, since the ingress would hide it again."""
     key = await _key_of(laws, "fra", "withheld")
     async with _beside(laws, "fra", "withholding", is_peer=True) as pair, calling(laws.stack.gateway("fra")) as home:
-        await home.put("DE", key, 1, name="somebody")
+        await _write(home, "DE", key, name="somebody")
         for without, address in pair.items():
             result = await _ask_as_peer(address, key, "support")
             assert result.decision.rule == "eu-support"
@@ -236,7 +236,7 @@ async def test_law_l6_rests_on_the_owners_own_judgement(laws: LawStack) -> None:
         _beside(laws, "fra", "owners-judgement", is_peer=True) as pair,
         calling(laws.stack.gateway("fra")) as home,
     ):
-        await home.put("DE", key, 1, name="somebody")
+        await _write(home, "DE", key, name="somebody")
         result = await _ask_as_peer(pair["nothing"], key, "")
         assert result.error.reason == "ACCESS_DENIED"
         assert result.error.metadata["rule"] == "europe"
@@ -274,9 +274,22 @@ def _etcd_proxy(laws: LawStack) -> TcpProxy:
 async def _read_across(gateway: ExtraGateway, key: str) -> None:
     """Writes the row from home and reads it from Asia, which is lawful as yet."""
     async with calling(gateway.address) as home, calling(gateway.address, purpose="support", origin="sin") as asia:
-        await home.put("DE", key, 1)
+        await _write(home, "DE", key)
         # On a busy machine a lease of two seconds may have to be taken again.
         await until(lambda: _answers(asia, key), PATIENCE, "the row cannot be read across the border")
+
+
+async def _write(caller: RawCaller, region_code: str, key: str, name: str = "") -> None:
+    """Writes 1 to a row; the gateway may still be finding its neighbours."""
+
+    async def is_written() -> bool:
+        try:
+            await caller.put(region_code, key, 1, name=name)
+        except Unavailable:
+            return False
+        return True
+
+    await until(is_written, PATIENCE, "the row cannot be written")
 
 
 async def _answers(caller: RawCaller, key: str) -> bool:
