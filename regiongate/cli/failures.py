@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import typer
 
-from policy.errors import RegiongateError, Unavailable, error_from_wire
+from policy.errors import RegiongateError, Unavailable
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -74,23 +74,16 @@ def _usage_text(error: BaseException) -> str | None:
 
 def _setting_text(item: dict[str, Any]) -> str:
     name = "-".join(str(part) for part in item["loc"]).replace("_", "-")
-    return f"--{name}: {item['msg']}" if name else str(item["msg"])
+    text = "is required" if item["type"] == "missing" else str(item["msg"]).removeprefix("Value error, ")
+    return f"--{name} {text}" if item["type"] == "missing" else f"--{name}: {text}" if name else text
 
 
 def error_from_call(error: BaseException) -> RegiongateError | None:
-    """The error that a gateway sent as `google.rpc.Status`, or what its bare status means."""
+    """The error that a gateway has ended a call with, or what its bare status means; None for any other exception."""
     if not type(error).__module__.startswith("grpc"):
         return None
-    import grpc  # noqa: PLC0415 (loaded already when this error exists)
-    from google.rpc import error_details_pb2, status_pb2  # noqa: PLC0415
+    import grpc.aio  # noqa: PLC0415 (loaded already when this error exists)
 
-    if not isinstance(error, grpc.RpcError):
-        return None
-    call = cast("Any", error)
-    for key, value in call.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            info = error_details_pb2.ErrorInfo()
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Unpack(info):
-                    return error_from_wire(info.reason, call.details() or "", dict(info.metadata))
-    return error_from_wire(call.code().name, call.details() or "the call failed", {})
+    from gateway.status import error_from_rpc  # noqa: PLC0415
+
+    return error_from_rpc(error) if isinstance(error, grpc.aio.AioRpcError) else None

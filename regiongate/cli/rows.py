@@ -240,7 +240,9 @@ def _emit_receipt(receipt: Receipt, output: Output) -> None:
 
 def _explain(decision: Decision) -> None:
     withheld = f"; withheld: {', '.join(decision.withheld)}" if decision.withheld else ""
+    # A list's rows may be owned by several.
+    owner = f"{decision.owner_idc} owns it; " if decision.owner_idc else ""
     say(
-        f"{decision.owner_idc} owns it; asked from {decision.asking_jurisdiction}, decided by rule {decision.rule}"
+        f"{owner}asked from {decision.asking_jurisdiction}, decided by rule {decision.rule}"
         f" of policy revision {decision.policy_revision}{withheld}"
     )

@@ -12,6 +12,7 @@ from grpc.aio import AioRpcError, Metadata
 from pydantic import Field
 from typer.testing import CliRunner
 
+from gateway.status import DOMAIN, to_status
 from policy.errors import AccessDenied, PeerUnreachable, PolicyRejected
 from policy.findings import Finding, Severity
 from regiongate.cli import main
@@ -63,11 +64,20 @@ def test_every_finding_of_a_rejected_policy_is_a_line(capsys: pytest.CaptureFixt
 
 def test_an_error_over_the_wire_is_told_like_a_local_one(capsys: pytest.CaptureFixture[str]) -> None:
     detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason="ACCESS_DENIED", metadata={"rule": "china"}))
+    detail.Pack(error_details_pb2.ErrorInfo(domain=DOMAIN, reason="ACCESS_DENIED", metadata={"rule": "china"}))
     status = status_pb2.Status(code=7, message="no", details=[detail])
     trailers = Metadata(("grpc-status-details-bin", status.SerializeToString()))
     assert report(AioRpcError(grpc.StatusCode.PERMISSION_DENIED, Metadata(), trailers, "no")) == 1
     assert capsys.readouterr().err == "error: ACCESS_DENIED: no [rule china]\n"
+
+
+def test_every_finding_that_a_gateway_sends_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = tuple(Finding(Severity.ERROR, "X", f"wrong {n}", file="p.yaml", line=n, column=1) for n in (3, 9))
+    status = to_status(PolicyRejected("2 errors", findings=findings))
+    trailers = Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    report(AioRpcError(grpc.StatusCode.INVALID_ARGUMENT, Metadata(), trailers, status.message))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:14] for line in lines] == ["p.yaml:3:1: er", "p.yaml:9:1: er", "error: POLICY_"]
 
 
 def test_an_error_without_details_is_told_by_its_status(capsys: pytest.CaptureFixture[str]) -> None:
