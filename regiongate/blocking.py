@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import Concatenate
 
-    from gateway.client import DatasetColumns
+    from gateway.client import DatasetColumns, ShardOwner
 
 __all__ = ["BlockingClient", "connect"]
 
@@ -112,6 +112,14 @@ class BlockingClient:
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Runs a coroutine that uses `client`, and waits for its result."""
         return self._loop.run(coroutine)
+
+    def owner_of(self, region_code: str, key: str | int) -> ShardOwner:
+        """See `Client.owner_of`."""
+        return self.client.owner_of(region_code, key)
+
+    def owns(self, region_code: str, key: str | int) -> bool:
+        """See `Client.owns`."""
+        return self.client.owns(region_code, key)
 
     @property
     def home_idc(self) -> str:

@@ -1,6 +1,6 @@
 """The Python SDK: a client that goes straight to the owner. It imports nothing of the server's side."""
 
-from gateway.client.client import Client, connect
+from gateway.client.client import Client
 from gateway.client.model import (
     ClientSettings,
     DatasetColumns,
@@ -14,6 +14,7 @@ from gateway.client.model import (
     ShardOwner,
     TlsFiles,
 )
+from gateway.client.opening import connect
 
 __all__ = [
     "Client",

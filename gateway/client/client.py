@@ -8,8 +8,6 @@ carries the decision that let it through, each refusal the rule that forbade it 
 from __future__ import annotations
 
 import secrets
-from contextlib import asynccontextmanager
-from datetime import timedelta
 from functools import partial
 from itertools import count, repeat
 from typing import TYPE_CHECKING, Any
@@ -21,13 +19,14 @@ from gateway.client.following import Follower
 from gateway.client.many import ManyRows, Stated, check_size
 from gateway.client.model import ClientSettings, Page, seconds_of
 from gateway.client.routes import HOME, Routes
-from policy.errors import InvalidInput, PeerUnreachable, RegiongateError
+from policy.errors import PeerUnreachable, RegiongateError
 from regiongate.v1 import row_service_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+    from datetime import timedelta
 
-    from gateway.client.model import DatasetColumns, Delete, Put, Receipt, RouteChange, Row, TlsFiles
+    from gateway.client.model import DatasetColumns, Delete, Put, Receipt, RouteChange, Row, ShardOwner
     from runtime.telemetry.tracing import Tracing
 
 
@@ -313,6 +312,22 @@ class Client:
         """The policy's datasets, as the client knows them now."""
         return self._routes.datasets()
 
+    def owner_of(self, region_code: str, key: str | int) -> ShardOwner:
+        """Who owns the row, answered at once from the routes that the client follows; nothing is asked.
+
+        The routes may have changed a moment ago: it is for choosing what to do where, and the owner's database still
+        decides who may write.
+
+        Raises:
+            UnknownRegion: No residency rule covers the RegionCode.
+            ShardUnavailable: The row's shard has no owner yet.
+        """
+        return self._routes.owner_of(region_code, key)
+
+    def owns(self, region_code: str, key: str | int) -> bool:
+        """Whether the home IDC owns the row; see `owner_of`."""
+        return self.owner_of(region_code, key).idc == self._routes.home_idc
+
     def watch_routes(self) -> AsyncIterator[RouteChange]:
         """All routes, then every change as it happens; a slow reader gets a new snapshot in place of many changes."""
         return self._follower.changes()
@@ -338,51 +353,3 @@ class Client:
 
 def _malformed() -> RegiongateError:
     return RegiongateError("the gateway's answer has neither an error nor what was asked for")
-
-
-def parse_target(target: str) -> tuple[str, ...]:
-    """The addresses of a comma list of host:port; raises `InvalidInput`."""
-    addresses = tuple(dict.fromkeys(part.strip() for part in target.split(",") if part.strip()))
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise InvalidInput(f"{address!r} is not host:port", field_name="target")
-    if not addresses:
-        raise InvalidInput("no gateway is given", field_name="target")
-    return addresses
-
-
-@asynccontextmanager
-async def connect(
-    target: str,
-    *,
-    purpose: str = "",
-    tls: TlsFiles | None = None,
-    timeout: timedelta | float = timedelta(seconds=10),
-    direct: bool = True,
-    tracing: Tracing | None = None,
-    settings: ClientSettings | None = None,
-) -> AsyncGenerator[Client]:
-    """Connects to a cluster by its nearest gateways.
-
-    Args:
-        target: Gateways of the home IDC, host:port by comma; whichever answers is used.
-        purpose: Stated with every call that states no other.
-        tls: Files for TLS; plaintext when None, which gateways speak on loopback only unless told otherwise.
-        timeout: For a call with all its retries, when the call says nothing else; a bare number is seconds.
-        direct: Whether to go straight to the owner; otherwise the home gateway forwards.
-        tracing: Where client spans go; without it the application's own trace context still travels.
-        settings: All settings at once, in place of the four above.
-
-    Raises:
-        RegiongateError: No gateway of the target answers.
-    """
-    chosen = settings or ClientSettings(
-        purpose=purpose, tls=tls, timeout=timedelta(seconds=seconds_of(timeout)), direct=direct
-    )
-    client = Client(parse_target(target), chosen, tracing)
-    try:
-        await client.open()
-        yield client
-    finally:
-        await client.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.client.model import DatasetColumns, RouteChange, ShardOwner
+from policy.errors import ShardUnavailable, UnknownRegion
 from policy.sharding import shard_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,21 @@ class Routes:
         """The shard's number; 0 for a RegionCode that is not known here."""
         shards = self._next.get(region_code)
         return shard_of(key, len(shards)) if shards else 0
+
+    def owner_of(self, region_code: str, key: str | int) -> ShardOwner:
+        """Who owns the key's shard, as far as is known here.
+
+        Raises:
+            UnknownRegion: No residency rule covers the RegionCode.
+            ShardUnavailable: The shard has no owner yet.
+        """
+        shards = self._next.get(region_code)
+        if not shards:
+            raise UnknownRegion("no residency rule covers this region_code", field_name="region_code")
+        owner = self._owners.get((region_code, shard_of(key, len(shards))))
+        if owner is None:
+            raise ShardUnavailable(f"a shard of {region_code} has no owner yet")
+        return owner
 
     def endpoints_of(self, idc: str) -> tuple[str, ...]:
         """Where the IDC's live gateways listen for clients."""

@@ -35,6 +35,17 @@ async def test_rows_live_where_the_law_says_and_come_back_with_the_rule(stack: R
         assert ours == sorted(f"sdk-a-{n}" for n in range(50))
 
 
+async def test_who_owns_a_row_is_known_at_once_and_agrees_with_where_it_lies(stack: RunningStack):
+    async with regiongate.connect(stack.gateway("fra")) as client:
+        keys = [f"sdk-o-{n}" for n in range(20)]
+        receipts = [await client.put("customers", "DE", key, {"spend": 1}) for key in keys]
+        assert [client.owner_of("DE", key).idc for key in keys] == [it.decision.owner_idc for it in receipts]
+        assert [client.owns("DE", key) for key in keys] == [it.decision.owner_idc == "fra" for it in receipts]
+        assert {client.owns("DE", key) for key in keys} == {True, False}
+        with pytest.raises(UnknownRegion):
+            client.owns("XX", "k")
+
+
 async def test_across_a_border_a_purpose_decides_and_what_is_personal_stays(stack: RunningStack):
     async with regiongate.connect(stack.gateway("fra")) as home, regiongate.connect(stack.gateway("sin")) as abroad:
         await home.put("customers", "DE", "sdk-b", {"name": "Ada", "spend": 1})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.client.routes import HOME, Routes
-from policy.errors import InvalidValue
+from policy.errors import InvalidValue, ShardUnavailable, UnknownRegion
 from policy.sharding import shard_of
 from regiongate.v1.routing_service_pb2 import WatchRoutesResponse
 
@@ -31,6 +31,18 @@ def test_a_key_goes_to_its_shards_owner_and_home_where_that_is_not_known():
     assert [routes.next_hop("DE", key_in(shard)) for shard in range(4)] == ["fra", "fra", "fra", HOME]
     assert routes.next_hop("XX", "k") == HOME
     assert routes.endpoints_of("fra") == ("fra:1", "fra:2")
+
+
+def test_the_owner_of_a_row_is_told_at_once_and_never_guessed():
+    """Law L8."""
+    routes = Routes(direct=False)
+    routes.apply(snapshot())
+    owner = routes.owner_of("DE", key_in(1))
+    assert (owner.idc, owner.shard, owner.epoch) == ("fra", 1, 1)
+    with pytest.raises(ShardUnavailable):
+        routes.owner_of("DE", key_in(3))
+    with pytest.raises(UnknownRegion):
+        routes.owner_of("XX", "k")
 
 
 def test_news_replace_what_they_name_and_a_snapshot_replaces_everything():
