@@ -39,6 +39,12 @@ SUPERSEDED: Final = Superseded()
 ENOUGH_ROWS: Final = 16
 """So many share the cost of a statement well enough: they do not wait for more."""
 
+COMPANY: Final = 3
+"""So many callers in one statement come together: they gain by the pace, two would only wait for each other."""
+
+COMPANY_PACES: Final = 10
+"""For so many paces after that."""
+
 Settled = list[Outcome] | RegiongateError | Superseded
 """How a group ends: an outcome for each of its items, or one error for all of them."""
 
@@ -95,14 +101,15 @@ class Coalescer(Generic[Item, Outcome]):
         self._clashes = clashes
         self._pace = pace
         self._waiting: deque[Group[Item, Outcome]] = deque()
+        self._waiting_rows = 0
         self._performing: set[Group[Item, Outcome]] = set()
         self._runners: set[asyncio.Task[None]] = set()
         self._running = 0
         self._is_starting = False
-        self._is_shared = False
-        """Whether the newest statement has served several callers."""
         self._due = 0.0
         """When the pace allows the next statement, on the loop's clock."""
+        self._company_until = 0.0
+        """Until when callers count as coming together, on the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
         self._sweep = Sweep(self._expire)
 
@@ -123,8 +130,9 @@ class Coalescer(Generic[Item, Outcome]):
         """
         future: asyncio.Future[Settled[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append(Group(items, future, deadline, guard, traceparents))
+        self._waiting_rows += len(items)
         if not self._is_starting and self._running < self._in_flight:
-            self._start_in_time(len(items))
+            self._start_in_time()
         self._sweep.wake()
         return future
 
@@ -136,14 +144,15 @@ class Coalescer(Generic[Item, Outcome]):
             if self._runners:
                 await asyncio.wait(self._runners)
 
-    def _start_in_time(self, rows: int) -> None:
-        """Starts a statement now, or when it is due; `rows` have come last."""
-        is_alone = not (self._running or self._is_shared)
-        if not self._pace or is_alone or max(rows, len(self._waiting)) >= ENOUGH_ROWS:
+    def _start_in_time(self) -> None:
+        """Starts a statement now, or when it is due."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        is_alone = not self._running and now >= self._company_until
+        if not self._pace or is_alone or self._waiting_rows >= ENOUGH_ROWS:
             self._start()
         elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, self._due - loop.time()), self._start_due)
+            self._timer = loop.call_later(max(0.0, self._due - now), self._start_due)
 
     def _start_due(self) -> None:
         self._stop_timer()
@@ -168,8 +177,7 @@ class Coalescer(Generic[Item, Outcome]):
         self._is_starting = False
         try:
             while batch := self._take():
-                self._is_shared = len(batch) > 1
-                self._due = asyncio.get_running_loop().time() + self._pace
+                self._keep_pace(len(batch))
                 self._performing.update(batch)
                 try:
                     await self._perform_batch(batch)
@@ -181,7 +189,14 @@ class Coalescer(Generic[Item, Outcome]):
             # Not when the task is done, which is a turn later: a group that came in between would wait for nobody.
             self._running -= 1
         if batch and self._waiting and not self._is_starting:
-            self._start_in_time(0)
+            self._start_in_time()
+
+    def _keep_pace(self, callers: int) -> None:
+        """A statement for so many callers starts now."""
+        now = asyncio.get_running_loop().time()
+        self._due = now + self._pace
+        if callers >= COMPANY:
+            self._company_until = now + COMPANY_PACES * self._pace
 
     def _take(self) -> list[Group[Item, Outcome]]:
         """The groups of the next statement, in the order in which they came as far as they can share one."""
@@ -204,6 +219,7 @@ class Coalescer(Generic[Item, Outcome]):
                 batch.append(group)
                 rows += len(group.items)
         waiting.extendleft(reversed(passed_over))
+        self._waiting_rows = sum(len(group.items) for group in waiting)
         return batch
 
     async def _perform_batch(self, batch: list[Group[Item, Outcome]]) -> None:

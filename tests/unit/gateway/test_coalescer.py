@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.coalescer import ENOUGH_ROWS, SUPERSEDED, Coalescer, write_clashes
+from gateway.coalescer import COMPANY, ENOUGH_ROWS, SUPERSEDED, Coalescer, write_clashes
 from policy.errors import DatabaseUnavailable, DeadlineExceeded, InvalidValue, RegiongateError
 from rowstore.model import RowWrite
 
@@ -232,9 +232,9 @@ LONG = 3600.0
 
 
 async def share(coalescer: Coalescer, database: Database) -> None:
-    """A statement that serves two callers: those that come after it wait for the pace."""
+    """A statement that serves several callers: those that come after it wait for the pace."""
     database.release()
-    await asyncio.gather(coalescer.submit([1], FAR), coalescer.submit([2], FAR))
+    await asyncio.gather(*(coalescer.submit([number], FAR) for number in range(COMPANY)))
 
 
 async def test_a_caller_alone_never_waits_for_the_pace():
@@ -244,6 +244,14 @@ async def test_a_caller_alone_never_waits_for_the_pace():
     for number in range(3):
         assert await coalescer.submit([number], FAR) == [number * 2]
     assert len(database.statements) == 3
+
+
+async def test_two_callers_do_not_wait_for_the_pace():
+    database = Database()
+    coalescer = make(database, pace=LONG)
+    database.release(2)
+    await asyncio.gather(coalescer.submit([1], FAR), coalescer.submit([2], FAR))
+    assert await coalescer.submit([3], FAR) == [6]
 
 
 async def test_callers_that_come_together_wait_for_the_pace_until_enough_rows_have_gathered():
@@ -257,15 +265,17 @@ async def test_callers_that_come_together_wait_for_the_pace_until_enough_rows_ha
     futures.append(coalescer.submit([ENOUGH_ROWS], FAR))
     database.release()
     await asyncio.gather(*futures)
-    assert [len(statement) for statement in database.statements] == [2, ENOUGH_ROWS]
+    assert [len(statement) for statement in database.statements] == [COMPANY, ENOUGH_ROWS]
 
 
-async def test_a_group_of_many_rows_does_not_wait_for_the_pace():
+@pytest.mark.parametrize("groups", [1, 2])
+async def test_many_rows_do_not_wait_for_the_pace(groups):
     database = Database()
     coalescer = make(database, pace=LONG, max_rows=100)
     await share(coalescer, database)
     database.release()
-    assert await coalescer.submit([1] * ENOUGH_ROWS, FAR) == [2] * ENOUGH_ROWS
+    rows = [1] * (ENOUGH_ROWS // groups)
+    assert await asyncio.gather(*(coalescer.submit(rows, FAR) for _ in range(groups))) == [[2] * len(rows)] * groups
 
 
 async def test_what_waits_for_the_pace_begins_when_it_is_over():
