@@ -108,6 +108,15 @@ async def _up(options: UpOptions, folder: DataFolder, stop: asyncio.Event) -> No
 
 
 async def _bring_up(stack: Stack, loaded: LoadedPolicy | None, options: UpOptions) -> None:
+    """Starts everything and applies the policy; a process that ends meanwhile ends the attempt."""
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(stack.fail_when_one_ends())
+        await _make_ready(stack, loaded, options)
+        watch.cancel()
+    stack.publish()
+
+
+async def _make_ready(stack: Stack, loaded: LoadedPolicy | None, options: UpOptions) -> None:
     await stack.start()
     await stack.wait_ready()
     async with GatewayCalls(list(stack.gateways.values())) as calls:
@@ -115,7 +124,6 @@ async def _bring_up(stack: Stack, loaded: LoadedPolicy | None, options: UpOption
             await calls.apply(loaded.text, str(options.policy), _tell)
         elif not await calls.has_policy():
             _tell("no policy yet: `regiongate policy apply FILE` comes next")
-    stack.publish()
 
 
 def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -> StackOptions:

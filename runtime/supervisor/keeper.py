@@ -57,6 +57,7 @@ class Keeper:
         self._can_restart = can_restart
         self._is_established = False
         self._stopping = asyncio.Event()
+        self._has_ended = asyncio.Event()
         self.members: list[Member] = []
 
     async def add(self, member: Member) -> None:
@@ -64,6 +65,11 @@ class Keeper:
         await member.server.start()
         self.members.append(member)
         member.task = asyncio.create_task(self._watch(member), name=f"watch-{member.name}")
+
+    async def wait_ended(self) -> Member:
+        """Waits until a member has ended by itself; returns the first one that has."""
+        await self._has_ended.wait()
+        return next(member for member in self.members if member.endings)
 
     def establish(self) -> None:
         """From now on, a member that ends is reported and started again; before, the start has failed."""
@@ -91,6 +97,7 @@ class Keeper:
             if self._stopping.is_set():
                 return
             member.endings.append(describe_exit(code))
+            self._has_ended.set()
             if not self._is_established:
                 return
             if not self._can_restart:

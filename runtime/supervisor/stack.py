@@ -83,6 +83,10 @@ class Stack:
             group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
             group.create_task(self._start_databases())
 
+    async def fail_when_one_ends(self) -> None:
+        """Waits for ever, until a process of the stack ends by itself: then raises `StackError` with its last words."""
+        raise self._ended(await self._keeper.wait_ended())
+
     async def wait_ready(self) -> None:
         """Waits until every gateway says that it is ready: registered, its database connected, its schema there."""
         gateways = [member for member in self._keeper.members if member.role == "gateway"]
@@ -188,11 +192,9 @@ class Stack:
             raise StackError("CANNOT_START", f"{member.name}: {error}") from error
 
     async def _poll_ready(self, member: Member) -> None:
-        """Asks one gateway until it is ready; gives up at the deadline or when its process ends."""
+        """Asks one gateway until it is ready; gives up at the deadline."""
         began = time.monotonic()
         while not (health := await read_health(member.metrics)).is_ready:
-            if member.endings:
-                raise self._ended(member)
             if time.monotonic() - began > self._options.ready_timeout:
                 raise StackError(
                     "NOT_READY",

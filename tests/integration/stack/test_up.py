@@ -155,6 +155,14 @@ def test_a_stop_in_the_middle_of_the_start_leaves_nothing_running(folder: Path) 
     assert_all_gone(family)
 
 
+def test_a_process_that_ends_during_the_start_is_told_with_its_last_words(folder: Path) -> None:
+    environment = {"REGIONGATE_OPEN_TIMEOUT": "soon"}  # a setting that only the controller reads
+    stack = spawn_up(folder, "--policy", str(SMALL_POLICY), environment=environment)
+    assert stack.process.wait(30) == 1
+    assert "CANNOT_START: controller ended with exit code 2" in stack.said()
+    assert "--open-timeout" in stack.said()
+
+
 def test_a_stack_without_a_policy_waits_for_one(folder: Path) -> None:
     with running_stack(None, data_dir=folder, arguments=("--idcs", "fra,sin")) as stack:
         assert "no policy yet" in stack.said()
