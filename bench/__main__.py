@@ -6,6 +6,7 @@ A figure that falls short is marked, and does not fail the run.
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -40,7 +41,7 @@ def show(figures: list[Figure]) -> None:
         numbers = f"{figure.value:,.2f}", figure.unit, figure.baseline, f"{figure.baseline_value:,.2f}"
         mark = "[green]reached" if figure.is_reached else "[red]short"
         table.add_row(figure.name, *numbers, f"{figure.ratio:.2f}", figure.reach, mark)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 async def measure(names: list[str], rounds: int) -> list[Figure]:
