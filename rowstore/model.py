@@ -66,8 +66,7 @@ class StoredRow:
     values: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """A write that is durable."""
 
     version: int

@@ -178,36 +178,39 @@ def read_many(table: Table) -> Statement:
 
 # ---- writes ---------------------------------------------------------------------------------------------------------
 
-_SHARD_ARGUMENTS: Final = ("shard_regions", "shard_numbers", "shard_epochs", "counts")
-_ROW_ARGUMENTS: Final = (
-    "regions",
-    "numbers",
-    "epochs",
-    "offsets",
-    "keys",
-    "deleted",
-    "request_ids",
-    "parts",
-    "if_versions",
-)
+_SHARD_ARGUMENTS: Final = ("regions", "shards", "epochs", "counts", "ends")
+_LOT_ARGUMENTS: Final = ("places", "request_ids", "parts", "deleted")
+_ROW_ARGUMENTS: Final = ("lots", "keys", "if_versions")
 
 
 def write_arguments(table: Table) -> tuple[str, ...]:
-    """Names of a write's arguments: of its shards, of its rows, and of the columns."""
-    return (*_SHARD_ARGUMENTS, *_ROW_ARGUMENTS, *(f"v{index}" for index in range(len(value_names(table)))))
+    """Names of a write's arguments: of its shards, of its lots, of its rows, and of the columns.
+
+    A lot is rows of one shard and one request, all of them put or all deleted: each array for every row costs more than
+    all that is said of a lot. `ends` is how many rows there are up to a shard's last one; `places` and `lots` count
+    shards and lots from 1. Shards, lots and rows come in the order of the shards.
+    """
+    columns = (f"v{index}" for index in range(len(value_names(table))))
+    return (*_SHARD_ARGUMENTS, *_LOT_ARGUMENTS, *_ROW_ARGUMENTS, *columns)
+
+
+def _wanted(name: str) -> FromClause:
+    """The shards of a write."""
+    return rows_of(
+        name,
+        (
+            ("region_code", "regions", Text()),
+            ("shard", "shards", Integer()),
+            ("epoch", "epochs", BigInteger()),
+            ("count", "counts", BigInteger()),
+            ("end", "ends", BigInteger()),
+        ),
+    )
 
 
 def _fence_part() -> CTE:
     """`locked` and `fence`: region_code, shard, epoch, last_seq (of the last row) and last_time."""
-    wanted = rows_of(
-        "wanted",
-        (
-            ("region_code", "shard_regions", Text()),
-            ("shard", "shard_numbers", Integer()),
-            ("epoch", "shard_epochs", BigInteger()),
-            ("count", "counts", BigInteger()),
-        ),
-    )
+    wanted = _wanted("wanted")
     held = (
         select(shard_fences.c.region_code, shard_fences.c.shard, shard_fences.c.epoch, shard_fences.c.mode)
         .where(
@@ -242,39 +245,47 @@ def _fence_part() -> CTE:
     )
 
 
-def _numbered_part(table: Table, fence: CTE) -> CTE:
+def _numbered_part(table: Table, fence: CTE, *, has_versions: bool = False) -> CTE:
     """The rows of the shards that may be written, each with its sequence."""
     names = value_names(table)
+    place = _wanted("place")
+    lot = rows_of(
+        "lot",
+        (
+            ("place", "places", Integer()),
+            ("request_id", "request_ids", Text()),
+            ("part", "parts", Integer()),
+            ("deleted", "deleted", Boolean()),
+        ),
+    )
     brought = rows_of(
         "brought",
         (
-            ("region_code", "regions", Text()),
-            ("shard", "numbers", Integer()),
-            ("epoch", "epochs", BigInteger()),
-            ("row_offset", "offsets", BigInteger()),
+            ("lot", "lots", Integer()),
             ("key", "keys", table.c.key.type),
-            ("deleted", "deleted", Boolean()),
-            ("request_id", "request_ids", Text()),
-            ("part", "parts", Integer()),
-            ("if_version", "if_versions", BigInteger()),
+            *((("if_version", "if_versions", BigInteger()),) if has_versions else ()),
             *((f"v{index}", f"v{index}", table.c[name].type) for index, name in enumerate(names)),
         ),
     )
-    same_shard = and_(*(fence.c[name] == brought.c[name] for name in ("region_code", "shard", "epoch")))
+    same_shard = and_(*(fence.c[name] == place.c[name] for name in ("region_code", "shard", "epoch")))
     return (
         select(
             fence.c.region_code,
             brought.c.key,
             fence.c.shard,
-            (fence.c.last_seq + brought.c.row_offset).label("seq"),
+            (fence.c.last_seq + (brought.c.ordinal - place.c.end)).label("seq"),
             fence.c.last_time.label("update_time"),
-            brought.c.deleted,
+            lot.c.deleted,
             *(brought.c[f"v{index}"].label(f"v{index}") for index in range(len(names))),
-            brought.c.request_id,
-            brought.c.part,
-            brought.c.if_version,
+            lot.c.request_id,
+            lot.c.part,
+            *((brought.c.if_version,) if has_versions else ()),
         )
-        .select_from(brought.join(fence, same_shard))
+        .select_from(
+            brought.join(lot, lot.c.ordinal == brought.c.lot)
+            .join(place, place.c.ordinal == lot.c.place)
+            .join(fence, same_shard)
+        )
         .cte("numbered")
     )
 
@@ -397,7 +408,7 @@ def update_present(table: Table, dataset_name: str) -> Statement:
     until the upsert, which therefore needs no condition.
     """
     fence = _fence_part()
-    numbered = _numbered_part(table, fence)
+    numbered = _numbered_part(table, fence, has_versions=True)
     row = (
         select(table.c.key)
         .where(

@@ -1,4 +1,4 @@
-"""Writes: sorts them by condition and shard, runs one statement for each condition, and says what became of each row.
+"""Writes: sorts them by condition and lot, runs one statement for each condition, and says what became of each row.
 
 A statement answers for the rows that it wrote. What it did not write is rare, and looked into by a second statement
 with a fresh snapshot: a fence that does not let pass, a replay, or another version than demanded. A row for which none
@@ -7,8 +7,7 @@ of these holds any more (a fence opened in between, a row changed back) is tried
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from operator import itemgetter
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -18,7 +17,7 @@ from rowstore import statements
 from rowstore.model import FenceMiss, FenceMode, VersionMismatch, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sqlalchemy import Table
 
@@ -28,6 +27,12 @@ if TYPE_CHECKING:
     from rowstore.statements import Statement
 
     Shard = tuple[str, int, int]
+    Lot = tuple[str, int, int, str, bool]
+    """Region code, shard, epoch, request_id, and whether its rows are deleted."""
+    Lots = dict[Lot, list[int]]
+    """Indexes of rows."""
+    FindDone = Callable[[Lot, range, Sequence[object]], Collection[int]]
+    """The sequences, of those of a lot's rows, that were written."""
     Outcomes = list[WriteOutcome | None]
     Parts = dict[tuple[str, int, str], int]
     """Which part of a request, by RegionCode, shard and request_id, a statement makes; 0 where nothing is said."""
@@ -35,9 +40,9 @@ if TYPE_CHECKING:
 MAX_ROUNDS: Final = 4
 """Statements for one row before the store gives up on it."""
 
-NEVER: Final = datetime.min.replace(tzinfo=UTC)
+_GATHERED: Final = 5
+"""Where a record says what was done, when its statement tells."""
 
-_SORT_KEY: Final = itemgetter(0, 1, 2, 3)
 _REQUESTS_INDEX: Final = "write_requests_pkey"
 
 
@@ -48,14 +53,13 @@ class Writer:
         self._database = database
         self._table = table
         self._names = statements.value_names(table)
-        self._empty = (None,) * len(self._names)
         name = dataset.name
         self._upsert_forgetful = statements.upsert_forgetful(table)
         self._upsert = statements.upsert(table, name)
         self._insert = statements.insert_absent(table, name)
         self._update = statements.update_present(table, name)
-        self._is_done = {self._upsert_forgetful.sql: _all_done, self._upsert.sql: _request_done}
-        """What a statement's records say of a row; what the other two say is its sequence."""
+        self._find_done: dict[str, FindDone] = {self._upsert_forgetful.sql: _all_done, self._upsert.sql: _request_done}
+        """What is done of a lot, by a statement's records; the other two gather sequences."""
         self._diagnose = statements.diagnose(table, name)
 
     async def write(self, writes: Sequence[RowWrite]) -> list[WriteOutcome]:
@@ -65,8 +69,8 @@ class Writer:
         parts: Parts = {}
         for _ in range(MAX_ROUNDS):
             unsettled: list[int] = []
-            for statement, indexes in self._split(writes, pending):
-                unsettled.extend(await self._run(statement, writes, indexes, parts, outcomes))
+            for statement, lots in self._split(writes, pending):
+                unsettled.extend(await self._run(statement, writes, lots, parts, outcomes))
             if not unsettled:
                 return outcomes  # pyright: ignore[reportReturnType]: every one is settled
             pending = await self._explain(writes, unsettled, parts, outcomes)
@@ -74,83 +78,67 @@ class Writer:
                 return outcomes  # pyright: ignore[reportReturnType]: every one is settled
         raise DatabaseUnavailable("the rows change faster than they can be written")
 
-    def _split(self, writes: Sequence[RowWrite], pending: Sequence[int]) -> list[tuple[Statement, list[int]]]:
-        """The statements to run, and the indexes of their rows, sorted by shard and key."""
-        plain: list[int] = []
-        inserts: list[int] = []
-        updates: list[int] = []
-        has_requests = False
+    def _split(self, writes: Sequence[RowWrite], pending: Sequence[int]) -> list[tuple[Statement, Lots]]:
+        """The statements to run, and the indexes of their rows by lot, in the order of the shards."""
+        plain: Lots = {}
+        inserts: Lots = {}
+        updates: Lots = {}
         for index in pending:
-            write = writes[index]
-            if write[5] is None:
-                plain.append(index)
-                if write[6]:
-                    has_requests = True
-            elif write[5] == 0:
-                inserts.append(index)
+            region_code, shard, epoch, _, values, if_version, request_id = writes[index]
+            lots = plain if if_version is None else updates if if_version else inserts
+            lot = region_code, shard, epoch, request_id, values is None
+            if lot in lots:
+                lots[lot].append(index)
             else:
-                updates.append(index)
-        parts = (
-            (self._upsert if has_requests else self._upsert_forgetful, plain),
-            (self._insert, inserts),
-            (self._update, updates),
-        )
-        for _, indexes in parts:
-            indexes.sort(key=lambda index: _SORT_KEY(writes[index]))
-        return [part for part in parts if part[1]]
+                lots[lot] = [index]
+        unconditional = self._upsert if any(lot[3] for lot in plain) else self._upsert_forgetful
+        parts = (unconditional, plain), (self._insert, inserts), (self._update, updates)
+        # Fences are locked in the order of the shards, and rows numbered in it.
+        return [(statement, dict(sorted(lots.items()))) for statement, lots in parts if lots]
 
     async def _run(
-        self, statement: Statement, writes: Sequence[RowWrite], indexes: list[int], parts: Parts, outcomes: Outcomes
+        self, statement: Statement, writes: Sequence[RowWrite], lots: Lots, parts: Parts, outcomes: Outcomes
     ) -> list[int]:
         """Runs one statement; settles the rows that it wrote and returns the others."""
-        shards, offsets = _number(writes, indexes)
-        arguments = self._arguments(writes, indexes, shards, offsets, parts)
+        counts: dict[Shard, int] = {}
+        for lot, indexes in lots.items():
+            counts[lot[:3]] = counts.get(lot[:3], 0) + len(indexes)
+        arguments = self._arguments(writes, lots, counts, parts)
         try:
             records = await self._database.fetch(statement.sql, *statement.arrange(arguments))
         except asyncpg.UniqueViolationError as error:
             if getattr(error, "constraint_name", "") == _REQUESTS_INDEX:
                 # A conditional write of a request that has been performed already: nothing at all was written.
-                return indexes
+                return [index for indexes in lots.values() for index in indexes]
             failure = DatabaseUnavailable("the database holds a sequence twice")
         else:
-            lasts: dict[Shard, asyncpg.Record] = {(record[0], record[1], record[2]): record for record in records}
-            return _settle(
-                writes, indexes, offsets, lasts, is_done=self._is_done.get(statement.sql, _row_done), outcomes=outcomes
-            )
+            fences: dict[Shard, asyncpg.Record] = {(record[0], record[1], record[2]): record for record in records}
+            find_done = self._find_done.get(statement.sql, _rows_done)
+            return _settle(lots, counts, fences, find_done=find_done, outcomes=outcomes)
         raise failure
 
     def _arguments(
-        self,
-        writes: Sequence[RowWrite],
-        indexes: list[int],
-        shards: dict[Shard, int],
-        offsets: list[int],
-        parts: Parts,
+        self, writes: Sequence[RowWrite], lots: Lots, counts: dict[Shard, int], parts: Parts
     ) -> list[Sequence[object]]:
         """Arrays in the order of `statements.write_arguments`."""
-        rows = [writes[index] for index in indexes]
-        columns = zip(*map(self._pick_values, rows), strict=True) if self._names else ()
+        places = {shard: place for place, shard in enumerate(counts, 1)}
+        _, _, _, keys, values, if_versions, _ = zip(
+            *[writes[index] for indexes in lots.values() for index in indexes], strict=True
+        )
         return [
-            [shard[0] for shard in shards],
-            [shard[1] for shard in shards],
-            [shard[2] for shard in shards],
-            list(shards.values()),
-            [row[0] for row in rows],
-            [row[1] for row in rows],
-            [row[2] for row in rows],
-            offsets,
-            [row[3] for row in rows],
-            [row[4] is None for row in rows],
-            [row[6] for row in rows],
-            [parts.get((row[0], row[1], row[6]), 0) for row in rows] if parts else [0] * len(rows),
-            [row[5] for row in rows],
-            *columns,
+            *zip(*counts, strict=True),
+            list(counts.values()),
+            list(accumulate(counts.values())),
+            [places[lot[:3]] for lot in lots],
+            [lot[3] for lot in lots],
+            [parts.get((lot[0], lot[1], lot[3]), 0) for lot in lots],
+            [lot[4] for lot in lots],
+            [number for number, indexes in enumerate(lots.values(), 1) for _ in indexes],
+            keys,
+            if_versions,
+            # Of a tombstone nothing stays.
+            *([None if row is None else row.get(name) for row in values] for name in self._names),
         ]
-
-    def _pick_values(self, write: RowWrite) -> tuple[object, ...]:
-        """The columns of a row in the order of the table; of a tombstone nothing stays."""
-        values = write.values
-        return self._empty if values is None else tuple([values.get(name) for name in self._names])
 
     async def _explain(
         self, writes: Sequence[RowWrite], indexes: Sequence[int], parts: Parts, outcomes: Outcomes
@@ -185,58 +173,46 @@ class Writer:
         return unexplained
 
 
-def _number(writes: Sequence[RowWrite], indexes: list[int]) -> tuple[dict[Shard, int], list[int]]:
-    """Rows of each shard, and for each row how far its sequence is below its shard's last one (0 or less)."""
-    shards: dict[Shard, int] = {}
-    ranks: list[int] = []
-    names: list[Shard] = []
-    for index in indexes:
-        write = writes[index]
-        shard = (write[0], write[1], write[2])
-        rank = shards.get(shard, 0) + 1
-        shards[shard] = rank
-        ranks.append(rank)
-        names.append(shard)
-    return shards, [rank - shards[shard] for rank, shard in zip(ranks, names, strict=True)]
+def _all_done(_lot: Lot, seqs: range, _gathered: Sequence[object]) -> Collection[int]:
+    return seqs
 
 
-def _all_done(_write: RowWrite, _seq: int, _gathered: frozenset[object]) -> bool:
-    return True
+def _request_done(lot: Lot, seqs: range, gathered: Sequence[object]) -> Collection[int]:
+    return seqs if not lot[3] or lot[3] in gathered else ()
 
 
-def _request_done(write: RowWrite, _seq: int, gathered: frozenset[object]) -> bool:
-    return not write[6] or write[6] in gathered
-
-
-def _row_done(_write: RowWrite, seq: int, gathered: frozenset[object]) -> bool:
-    return seq in gathered
+def _rows_done(_lot: Lot, _seqs: range, gathered: Sequence[object]) -> Collection[int]:
+    return frozenset(gathered)  # pyright: ignore[reportReturnType]: what these statements gather are sequences
 
 
 def _settle(
-    writes: Sequence[RowWrite],
-    indexes: list[int],
-    offsets: list[int],
+    lots: Lots,
+    counts: dict[Shard, int],
     fences: dict[Shard, asyncpg.Record],
     *,
-    is_done: Callable[[RowWrite, int, frozenset[object]], bool],
+    find_done: FindDone,
     outcomes: Outcomes,
 ) -> list[int]:
-    """Gives the rows that were written their outcome; returns the others. The rows are sorted by shard."""
+    """Gives the rows that were written their outcome; returns the others."""
     unsettled: list[int] = []
-    shard: Shard | None = None
-    fence: asyncpg.Record | None = None
-    gathered: frozenset[object] = frozenset()
-    last_seq, last_time = 0, NEVER
-    for index, offset in zip(indexes, offsets, strict=True):
-        write = writes[index]
-        if shard is None or write[1] != shard[1] or write[0] != shard[0] or write[2] != shard[2]:
-            shard = (write[0], write[1], write[2])
-            fence = fences.get(shard)
-            if fence is not None:
-                last_seq, last_time = fence[3], fence[4]
-                gathered = frozenset(fence[5] or ()) if is_done is not _all_done else frozenset()
-        if fence is not None and is_done(write, last_seq + offset, gathered):
-            outcomes[index] = Written(last_seq + offset, last_time)
-        else:
-            unsettled.append(index)
+    nexts: dict[Shard, int] = {shard: fence[3] - counts[shard] + 1 for shard, fence in fences.items()}
+    for lot, indexes in lots.items():
+        shard = lot[:3]
+        fence = fences.get(shard)
+        if fence is None:
+            unsettled += indexes
+            continue
+        first, time = nexts[shard], fence[4]
+        seqs = range(first, first + len(indexes))
+        nexts[shard] = seqs.stop
+        done = find_done(lot, seqs, fence[5] or () if len(fence) > _GATHERED else ())
+        if done is seqs:
+            for index, seq in zip(indexes, seqs, strict=True):
+                outcomes[index] = Written(seq, time)
+            continue
+        for index, seq in zip(indexes, seqs, strict=True):
+            if seq in done:
+                outcomes[index] = Written(seq, time)
+            else:
+                unsettled.append(index)
     return unsettled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -17,7 +16,7 @@ RETRY = "11111111-2222-3333-4444-555555555555"
 def replayed(outcome: WriteOutcome) -> WriteOutcome:
     """The outcome as a retry of it gets it."""
     assert isinstance(outcome, Written)
-    return replace(outcome, is_replay=True)
+    return outcome._replace(is_replay=True)
 
 
 async def spend_of(idc: RowDatabase, key: str) -> object:
@@ -186,3 +185,24 @@ async def test_a_request_is_not_forgotten_in_parts(idc: RowDatabase) -> None:
     assert await idc.store.forget_requests(timedelta(minutes=30)) == 0
     await idc.hand.execute("UPDATE write_requests SET update_time = now() - interval '1 hour'")
     assert await idc.store.forget_requests(timedelta(minutes=30)) == 2
+
+
+async def test_puts_and_deletes_of_requests_over_shards_are_numbered_and_remembered_each_as_its_own(
+    idc: RowDatabase,
+) -> None:
+    """Laws L3 and L4: what is sent for many rows at once is taken apart again row by row."""
+    requests = ("one", "two", "")
+    writes = [
+        (delete if number % 2 else put)(f"k{number}", shard=number % 3, request_id=requests[number % 5 % 3])
+        for number in range(60)
+    ]
+    outcomes = await idc.store.write(CUSTOMERS, writes)
+    versions = {w.key: o.version for w, o in zip(writes, outcomes, strict=True) if isinstance(o, Written)}
+    rows = await idc.hand.fetch("SELECT key, shard, seq, deleted FROM rows_customers")
+    assert {row["key"]: row["seq"] for row in rows} == versions
+    assert {row["key"]: row["deleted"] for row in rows} == {write.key: write.values is None for write in writes}
+    for shard in range(3):
+        assert sorted(row["seq"] for row in rows if row["shard"] == shard) == list(range(1, 21))
+    assert await idc.hand.fetchval("SELECT count(*) FROM write_requests") == 2 * 3
+    again = await idc.store.write(CUSTOMERS, [write for write in writes if write.request_id])
+    assert again == [replayed(o) for w, o in zip(writes, outcomes, strict=True) if w.request_id]
