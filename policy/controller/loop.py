@@ -103,14 +103,13 @@ class Controller:
         table, shards = self.follower.table, dict(self.follower.state.shards)
         mod_revision = self.follower.policy_mod_revision
         if table is None or self.follower.problem:
-            return Turn((), f"no policy to act on: {self.follower.problem or 'none was applied yet'}", True), {}
+            return self._told(
+                Turn((), f"no policy to act on: {self.follower.problem or 'none was applied yet'}", True)
+            ), {}
         addresses = {idc: tuple(r.peer_address for r in them) for idc, them in self.follower.gateways.items()}
         await self.peers.keep_only({address for them in addresses.values() for address in them})
         now = datetime.now(UTC).isoformat()
-        turn = decide(World(table.policy, shards, addresses, rollouts, failures, now))
-        if turn.sentence != self.sentence:
-            self.sentence = turn.sentence
-            log.info("decided", sentence=turn.sentence, actions=len(turn.actions))
+        turn = self._told(decide(World(table.policy, shards, addresses, rollouts, failures, now)))
         try:
             failed = await actor.perform(turn.actions, shards, mod_revision)
         except WorldChanged:
@@ -119,6 +118,12 @@ class Controller:
         CONTROLLER_TURNS.labels("failed" if failed else "done").inc()
         CONTROLLER_TURN_SECONDS.observe(time.perf_counter() - started)
         return turn, failed
+
+    def _told(self, turn: Turn) -> Turn:
+        if turn.sentence != self.sentence:
+            self.sentence = turn.sentence
+            log.info("decided", sentence=turn.sentence, actions=len(turn.actions))
+        return turn
 
     async def _running_rollouts(self) -> tuple[KnownRollout, ...]:
         listing = await self.client.list(self.keys.rollouts)

@@ -51,7 +51,8 @@ def report(error: BaseException) -> int:
 
 
 def _write(reason: str, message: str, hint: str, code: int) -> int:
-    typer.echo(f"error: {reason}: {message}" + (f" ({hint})" if hint else ""), err=True)
+    told = message.removeprefix(f"{reason}: ")
+    typer.echo(f"error: {reason}: {told}" + (f" ({hint})" if hint else ""), err=True)
     return code
 
 

@@ -48,7 +48,9 @@ def _option(name: str, info: FieldInfo) -> object:
     kind = _kind(info.annotation)
     declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     # In round brackets: rich takes square ones for markup.
-    help_text = f"{info.description or ''} ({_default_text(info)}env: {ENV_PREFIX}{name.upper()})"
+    default = default_text(info)
+    known = "required; " if info.is_required() else f"default: {default}; " if default else ""
+    help_text = f"{info.description or ''} ({known}env: {ENV_PREFIX}{name.upper()})"
     return Annotated[kind | None, typer.Option(declared, help=help_text, show_default=False)]
 
 
@@ -60,11 +62,11 @@ def _kind(annotation: Any) -> Any:  # noqa: ANN401 (a type form)
     return annotation if annotation in (int, float, bool) else str
 
 
-def _default_text(info: FieldInfo) -> str:
+def default_text(info: FieldInfo) -> str:
+    """A field's default as it is written in a flag or a variable; empty where there is none to speak of."""
     default = info.default
     if default in (PydanticUndefined, None, "", False) or isinstance(default, SecretStr):
-        return "required; " if info.is_required() else ""
+        return ""
     if isinstance(default, timedelta):
-        default = f"{default.total_seconds():g}"
-    is_list = type(default) is tuple
-    return f"default: {','.join(default) if is_list else default}; "
+        return f"{default.total_seconds():g}"
+    return ",".join(default) if type(default) is tuple else str(default)
