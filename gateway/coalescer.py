@@ -86,7 +86,7 @@ class Coalescer(Generic[Item, Outcome]):
         clashes: Callable[[Sequence[Item], set[object]], bool] | None = None,
         pace: float = 0.0,
     ) -> None:
-        """Starts with nothing in flight.
+        """Starts with nothing in flight, on the loop that is running.
 
         Args:
             perform: Runs one statement for items and the traceparents of sampled callers; outcomes in the items' order.
@@ -95,6 +95,7 @@ class Coalescer(Generic[Item, Outcome]):
             clashes: Whether items cannot share a statement with what is in the set; adds them to it otherwise.
             pace: Seconds from one statement to the next while callers come together or one is still in flight.
         """
+        self._loop = asyncio.get_running_loop()
         self._perform = perform
         self._in_flight = in_flight
         self._max_rows = max_rows
@@ -128,7 +129,7 @@ class Coalescer(Generic[Item, Outcome]):
             guard: Asked right before the group is begun; False ends it as `Superseded`.
             traceparents: Of the sampled among the callers.
         """
-        future: asyncio.Future[Settled[Outcome]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Settled[Outcome]] = self._loop.create_future()
         self._waiting.append(Group(items, future, deadline, guard, traceparents))
         self._waiting_rows += len(items)
         if not self._is_starting and self._running < self._in_flight:
@@ -146,13 +147,12 @@ class Coalescer(Generic[Item, Outcome]):
 
     def _start_in_time(self) -> None:
         """Starts a statement now, or when it is due."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         is_alone = not self._running and now >= self._company_until
         if not self._pace or is_alone or self._waiting_rows >= ENOUGH_ROWS:
             self._start()
         elif self._timer is None:
-            self._timer = loop.call_later(max(0.0, self._due - now), self._start_due)
+            self._timer = self._loop.call_later(max(0.0, self._due - now), self._start_due)
 
     def _start_due(self) -> None:
         self._stop_timer()
@@ -169,7 +169,7 @@ class Coalescer(Generic[Item, Outcome]):
         self._stop_timer()
         self._is_starting = True
         self._running += 1
-        runner = asyncio.create_task(self._run())
+        runner = self._loop.create_task(self._run())
         self._runners.add(runner)
         runner.add_done_callback(self._runners.discard)
 
@@ -193,7 +193,7 @@ class Coalescer(Generic[Item, Outcome]):
 
     def _keep_pace(self, callers: int) -> None:
         """A statement for so many callers starts now."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         self._due = now + self._pace
         if callers >= COMPANY:
             self._company_until = now + COMPANY_PACES * self._pace

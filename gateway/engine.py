@@ -82,7 +82,8 @@ class Engine:
         Writes of one shard without a condition commit together. What shares a request_id is remembered together.
         """
         call = Call(operations, context, asking_side(self.idc, context))
-        await self._settle(call, await self._round(call, range(len(operations))))
+        if held := await self._round(call, range(len(operations))):
+            await self._settle(call, held)
         return cast("list[OperationOutcome]", call.outcomes)
 
     async def execute_in_parts(

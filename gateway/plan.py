@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Plan:
     """The branches of one round, and what must be held."""
 
-    __slots__ = ("_call", "_follower", "_policy", "forwards", "held", "reads", "writes")
+    __slots__ = ("_call", "_follower", "_forwarded", "_policy", "_served", "forwards", "held", "reads", "writes")
 
     def __init__(self, call: Call, follower: FollowerLike, table: RoutingTable) -> None:
         self._call = call
@@ -36,6 +36,8 @@ class Plan:
         self.forwards: dict[tuple[str, bool], ForwardBranch] = {}
         """By the owner's IDC and whether sending again would do no harm: a bare write must not keep reads from it."""
         self.held: list[int] = []
+        self._served = 0
+        self._forwarded = 0
 
     def add(self, verdict: Verdict, indices: list[int]) -> bool:
         """Sorts operations in that were judged alike; False when nothing is to be done for them."""
@@ -48,6 +50,7 @@ class Plan:
             if serve is None:
                 serve = branches[name] = ServeBranch(self._call, self._follower, self._policy)
             serve.add(verdict, indices)
+            self._served += len(indices)
         elif type(verdict) is Forward:
             is_read = first.action is Action.GET
             harmless = [index for index in indices if is_read or operations[index].request_id]
@@ -71,15 +74,14 @@ class Plan:
         if forward is None:
             forward = self.forwards[key] = ForwardBranch(self._call, self._follower, self._policy)
         forward.add(verdict, indices)
+        self._forwarded += len(indices)
 
     def count(self) -> None:
         """Counts what is done, once for all operations."""
-        served = sum(len(branch.indices) for branch in self.reads.values())
-        served += sum(len(branch.indices) for branch in self.writes.values())
-        if served:
-            metrics.SERVED.inc(served)
-        if self.forwards:
-            metrics.FORWARDED.inc(sum(len(branch.indices) for branch in self.forwards.values()))
+        if self._served:
+            metrics.SERVED.inc(self._served)
+        if self._forwarded:
+            metrics.FORWARDED.inc(self._forwarded)
 
 
 def apart(branch: ServeBranch, max_rows: int) -> list[ServeBranch]:
