@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from bench.rows import REGION, key, values
+from bench.rows import REGION, values, written_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -55,13 +55,17 @@ class BareTable:
         row = values(number)
         connection = await self._free.get()
         try:
-            await connection.execute(_UPSERT, REGION, key(number), number % 16, self._seq, row["name"], row["spend"])
+            await connection.execute(
+                _UPSERT, REGION, written_key(number), number % 16, self._seq, row["name"], row["spend"]
+            )
         finally:
             self._free.put_nowait(connection)
 
     async def upsert_many(self, numbers: range) -> None:
         """Many rows in one statement, sorted by key."""
-        rows = sorted((key(number), number % 16, number, f"customer {number:08d}", number) for number in numbers)
+        rows = sorted(
+            (written_key(number), number % 16, number, f"customer {number:08d}", number) for number in numbers
+        )
         connection = await self._free.get()
         try:
             await connection.execute(_UPSERT_MANY, REGION, *(list(column) for column in zip(*rows, strict=True)))
