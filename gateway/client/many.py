@@ -115,10 +115,11 @@ class ManyRows:
 
 
 def _chunks(items: Sequence[row_service_pb2.RowWrite]) -> Iterator[slice]:
-    """Cuts the items into calls, by number and by size."""
+    """Cuts the items into calls, by number and by size; raises `LimitReached` for one that is too large."""
     start, room = 0, _MAX_CALL_BYTES
     for index, item in enumerate(items):
         size = item.ByteSize()
+        check_size(size)
         if index > start and (index - start >= MAX_ROWS or size > room):
             yield slice(start, index)
             start, room = index, _MAX_CALL_BYTES
@@ -141,7 +142,6 @@ def _row_write(write: Put | Delete, types: Mapping[str, str]) -> row_service_pb2
         values.set_columns(item.put.columns, write.values, types)
     else:
         item.delete.SetInParent()
-    check_size(item.ByteSize())
     return item
 
 
