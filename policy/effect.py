@@ -4,22 +4,31 @@ A gateway registers only under the policy that is current at that moment, so tho
 stored decide by it. Those that were there before have a record, and it says the revision or goes away: see
 `policy.presence`. So the revision is effective as soon as one state of the store, at or after the revision's own
 transaction, has no record that says less. A record that cannot be read is waited for, too.
+
+The records are listed again and again, not watched: the acknowledgements come while a watch would be opened, and one
+that starts behind the store's newest revision is served by etcd ten times a second only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from policy.records import GatewayRecord
+from runtime.etcd import EtcdUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from policy.records import Keys
-    from runtime.etcd import EtcdClient, FollowBatch, KeyValue
+    from runtime.etcd import EtcdClient, KeyValue, Listing
+
+SHORTEST_PAUSE: Final = 0.002
+LONGEST_PAUSE: Final = 0.25
+PAUSE_SHARE: Final = 0.25
+"""Of the time that has been waited already: so much longer at most does the whole take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +59,10 @@ class Acknowledgements:
         self._lagging: dict[str, str] = {}
         """Key -> name, of every gateway that was seen with an older revision and has not acknowledged since."""
 
-    def take(self, batch: FollowBatch) -> None:
-        """Takes in the gateways' state or a change of it."""
-        self._seen = batch.revision
-        if batch.is_snapshot:
-            self._records = {item.key: _decode(item) for item in batch.items}
-        for event in batch.events:
-            if event.kind == "put":
-                self._records[event.item.key] = _decode(event.item)
-            else:
-                self._records.pop(event.item.key, None)
+    def take(self, listing: Listing) -> None:
+        """Takes in the gateways' records as they are at one revision of the store."""
+        self._seen = listing.revision
+        self._records = {item.key: _decode(item) for item in listing.items}
         for key, record in self._records.items():
             if record is not None and record.policy_revision >= self._revision:
                 self._lagging.pop(key, None)
@@ -109,17 +112,20 @@ async def wait_effective(
     longer: one that is down does not hold up the law.
     """
     loop = asyncio.get_running_loop()
+    start = loop.time()
     account = Acknowledgements(keys, revision, store_revision)
     try:
-        async with asyncio.timeout_at(deadline) as limit, aclosing(client.follow(keys.gateways)) as batches:
-            async for batch in batches:
-                account.take(batch)
+        async with asyncio.timeout_at(deadline) as limit:
+            while True:
+                with suppress(EtcdUnavailable):  # then it cannot be known yet whether they have answered
+                    account.take(await client.list(keys.gateways))
                 effect = account.effect
-                if not effect.is_effective:
-                    continue
-                if not effect.schema_waiting_for:
-                    return effect
-                limit.reschedule(min(limit.when() or deadline, deadline, loop.time() + schema_grace))
+                if effect.is_effective:
+                    if not effect.schema_waiting_for:
+                        return effect
+                    limit.reschedule(min(limit.when() or deadline, deadline, loop.time() + schema_grace))
+                waited = loop.time() - start
+                await asyncio.sleep(min(LONGEST_PAUSE, max(SHORTEST_PAUSE, waited * PAUSE_SHARE)))
     except TimeoutError:
         pass
     return account.effect

@@ -19,7 +19,7 @@ from gateway.judge import Deny, Forward, Serve, asking_side, judge, still_stands
 from gateway.operations import Action, CallContext, RowOperation
 from policy.effect import Acknowledgements
 from policy.records import GatewayRecord, Keys
-from runtime.etcd import FollowBatch, KeyValue
+from runtime.etcd import KeyValue, Listing
 from tests.support import routing
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _is_effective(records: tuple[int, ...]) -> bool:
         for number, revision in enumerate(records)
     )
     account = Acknowledgements(_KEYS, 2, _COMMITTED)
-    account.take(FollowBatch(_COMMITTED, is_snapshot=True, items=items))
+    account.take(Listing(items, _COMMITTED))
     return account.effect.is_effective
 
 
