@@ -16,7 +16,6 @@ from gateway.call_metrics import STREAMS_OPEN
 from gateway.exchange import ExchangeShared, ExchangeStream, to_receipt
 from gateway.identity import check_ingress
 from gateway.ladder import unary
-from gateway.operations import RowOperation
 from gateway.requests import (
     check_batch,
     check_no_key_twice,
@@ -32,12 +31,14 @@ from policy.errors import RegiongateError
 from regiongate.v1 import row_service_pb2, row_service_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import grpc.aio
 
     from gateway.identity import Caller
     from gateway.ladder import Call, Ladder
     from gateway.listing import Lister
-    from gateway.operations import OperationOutcome
+    from gateway.operations import OperationOutcome, RowOperation
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -145,13 +146,14 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         dataset = dataset_of(self._view, request.dataset)
         columns = check_columns(dataset, request.columns)
         self.ladder.admit_more(call, len(request.keys))
-        parsed: list[RowOperation | RegiongateError] = []
-        for entry in request.keys:
+        operations: list[RowOperation] = []
+        refused: dict[int, RegiongateError] = {}
+        for number, entry in enumerate(request.keys):
             try:
-                parsed.append(get_operation(dataset, entry.region_code, entry.key, columns, call.traceparent))
+                operations.append(get_operation(dataset, entry.region_code, entry.key, columns, call.traceparent))
             except RegiongateError as error:
-                parsed.append(error)
-        outcomes = await self._execute(parsed, call)
+                refused[number] = error
+        outcomes = await self._execute(operations, refused, call)
         return get_answer(outcomes, dataset, self._decisions, call.traceparent)
 
     @unary
@@ -162,14 +164,16 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         check_batch(request.writes, "writes")
         dataset = dataset_of(self._view, request.dataset)
         self.ladder.admit_more(call, len(request.writes))
-        parsed: list[RowOperation | RegiongateError] = []
-        for write in request.writes:
+        request_id, traceparent = request.request_id, call.traceparent
+        operations: list[RowOperation] = []
+        refused: dict[int, RegiongateError] = {}
+        for number, write in enumerate(request.writes):
             try:
-                parsed.append(write_operation(dataset, write, request.request_id, call.traceparent))
+                operations.append(write_operation(dataset, write, request_id, traceparent))
             except RegiongateError as error:
-                parsed.append(error)
-        check_no_key_twice([entry for entry in parsed if isinstance(entry, RowOperation)])
-        return write_answer(await self._execute(parsed, call), self._decisions, call.traceparent)
+                refused[number] = error
+        check_no_key_twice(operations)
+        return write_answer(await self._execute(operations, refused, call), self._decisions, traceparent)
 
     @unary
     async def ListRows(  # noqa: N802 (gRPC's name)
@@ -179,9 +183,12 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         return await self._lister.list_rows(request, call.context)
 
     async def _execute(
-        self, parsed: list[RowOperation | RegiongateError], call: Call
-    ) -> list[OperationOutcome | RegiongateError]:
-        """The outcomes in the order of what was parsed; what could not be parsed fails alone."""
-        operations = [entry for entry in parsed if isinstance(entry, RowOperation)]
-        outcomes = iter(await self._engine.execute(operations, call.context) if operations else ())
-        return [entry if isinstance(entry, RegiongateError) else next(outcomes) for entry in parsed]
+        self, operations: list[RowOperation], refused: dict[int, RegiongateError], call: Call
+    ) -> Sequence[OperationOutcome | RegiongateError]:
+        """The outcomes in the order of the request; what was refused, by its place there, fails alone."""
+        outcomes = await self._engine.execute(operations, call.context) if operations else []
+        if not refused:
+            return outcomes
+        performed = iter(outcomes)
+        places = range(len(operations) + len(refused))
+        return [refused[place] if place in refused else next(performed) for place in places]

@@ -87,7 +87,8 @@ class ManyRows:
         purpose, deadline = stated
         types = self._routes.types_of(dataset)
         # All are encoded first: a value that does not fit is refused before anything is written.
-        items = [_row_write(write, types) for write in writes]
+        whole = row_service_pb2.BatchWriteRowsRequest(dataset=dataset)
+        items = [_fill_write(whole.writes.add(), write, types) for write in writes]
         chunks = list(_chunks(items))
         if is_one and len(chunks) > 1:
             raise LimitReached(f"a request_id covers {MAX_ROWS} writes and 3 MiB at most", limit="batch_rows")
@@ -97,7 +98,10 @@ class ManyRows:
             async def send(
                 hop: str, part: list[row_service_pb2.RowWrite], until: float, request_id: str = request_id
             ) -> list[Receipt | Failed]:
-                request = row_service_pb2.BatchWriteRowsRequest(dataset=dataset, writes=part, request_id=request_id)
+                request = whole
+                if len(part) < len(items):
+                    request = row_service_pb2.BatchWriteRowsRequest(dataset=dataset, writes=part)
+                request.request_id = request_id
                 answer = await self._calls.call_once(
                     lambda endpoint: endpoint.rows.BatchWriteRows,
                     request,
@@ -134,8 +138,12 @@ def _row_key(region_code: str, key: str | int) -> types_pb2.RowKey:
     return item
 
 
-def _row_write(write: Put | Delete, types: Mapping[str, str]) -> row_service_pb2.RowWrite:
-    item = row_service_pb2.RowWrite(region_code=write.region_code, if_version=write.if_version)
+def _fill_write(
+    item: row_service_pb2.RowWrite, write: Put | Delete, types: Mapping[str, str]
+) -> row_service_pb2.RowWrite:
+    item.region_code = write.region_code
+    if write.if_version is not None:
+        item.if_version = write.if_version
     values.set_key(item.key, write.key)
     if isinstance(write, Put):
         item.put.SetInParent()
