@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.support.stack import RunningStack, running_stack
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 for _name in [name for name in os.environ if name.startswith(("REGIONGATE_", "OTEL_"))]:
     del os.environ[_name]
 os.environ["GRPC_VERBOSITY"] = "ERROR"
+
+# How long one example takes says more of the machine's other work than of ours; pytest's own timeout bounds the whole.
+hypothesis.settings.register_profile("regiongate", deadline=None)
+hypothesis.settings.load_profile("regiongate")
 # grpc's fork handlers abort a child that is forked while a channel is open.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 

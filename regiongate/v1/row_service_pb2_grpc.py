@@ -110,7 +110,7 @@ class RowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchWriteRows(self, request, context):
-        """One result for each write, in the order of the writes. Rows of one shard commit together.
+        """One result for each write, in the order of the writes. Rows of one shard without a condition commit together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

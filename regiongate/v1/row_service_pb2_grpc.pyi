@@ -58,7 +58,7 @@ class RowServiceStub:
         regiongate.v1.row_service_pb2.BatchWriteRowsRequest,
         regiongate.v1.row_service_pb2.BatchWriteRowsResponse,
     ]
-    """One result for each write, in the order of the writes. Rows of one shard commit together."""
+    """One result for each write, in the order of the writes. Rows of one shard without a condition commit together."""
 
     Exchange: grpc.StreamStreamMultiCallable[
         regiongate.v1.row_service_pb2.ExchangeRequest,
@@ -101,7 +101,7 @@ class RowServiceAsyncStub:
         regiongate.v1.row_service_pb2.BatchWriteRowsRequest,
         regiongate.v1.row_service_pb2.BatchWriteRowsResponse,
     ]
-    """One result for each write, in the order of the writes. Rows of one shard commit together."""
+    """One result for each write, in the order of the writes. Rows of one shard without a condition commit together."""
 
     Exchange: grpc.aio.StreamStreamMultiCallable[
         regiongate.v1.row_service_pb2.ExchangeRequest,
@@ -156,7 +156,7 @@ class RowServiceServicer(metaclass=abc.ABCMeta):
         request: regiongate.v1.row_service_pb2.BatchWriteRowsRequest,
         context: _ServicerContext,
     ) -> typing.Union[regiongate.v1.row_service_pb2.BatchWriteRowsResponse, collections.abc.Awaitable[regiongate.v1.row_service_pb2.BatchWriteRowsResponse]]:
-        """One result for each write, in the order of the writes. Rows of one shard commit together."""
+        """One result for each write, in the order of the writes. Rows of one shard without a condition commit together."""
 
     @abc.abstractmethod
     def Exchange(
