@@ -1,1 +1,1 @@
-"""."""
+"""The place of region-local jobs; there are none yet."""

@@ -1,6 +1,6 @@
 """Fences of shards as an operator of shards sees them: opened, and looked at.
 
-Writes and reads judge them inside their own statements (`rowstore.statements`).
+Writes and reads judge them inside their own statements (`rowstore.read_statements`, `rowstore.write_statements`).
 """
 
 from __future__ import annotations

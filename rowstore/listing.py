@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ARRAY, BigInteger, Integer, Text, bindparam, case, func, literal_column, select, true
 
+from rowstore.compiling import compile_statement, rows_of, value_names
 from rowstore.filter import build_condition
 from rowstore.model import ListPage, StoredRow
-from rowstore.statements import compile_statement, is_readable, rows_of, value_names
+from rowstore.read_statements import is_readable
 from rowstore.tables import shard_fences
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Select, Table
 
+    from rowstore.compiling import Statement
     from rowstore.database import Database
     from rowstore.filter import Filter, Shape
     from rowstore.model import ShardEpoch
-    from rowstore.statements import Statement
 
 _ARGUMENTS: Final = ("region_code", "shards", "epochs")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rowstore import statements
+from rowstore import read_statements
+from rowstore.compiling import value_names
 from rowstore.model import FenceMiss, FenceMode, Missing, StoredRow
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ class Reader:
 
     def __init__(self, database: Database, table: Table) -> None:
         self._database = database
-        self._names = statements.value_names(table)
-        self._one = statements.read_one(table)
-        self._many = statements.read_many(table)
+        self._names = value_names(table)
+        self._one = read_statements.read_one(table)
+        self._many = read_statements.read_many(table)
 
     async def read(self, keys: Sequence[ReadKey]) -> list[ReadOutcome]:
         """Reads rows; outcomes in the order of the keys. See `rowstore.store.RowStore.read`."""

@@ -2,7 +2,7 @@
 
 Every call is judged by the fences of its shards inside its own statement, and commits by itself (laws L2, L3, L4): a
 gateway that was paused, or decides by an old table, reads and writes nothing that this IDC may not serve. How each
-statement keeps that is told in `rowstore.statements`.
+statement keeps that is told in `rowstore.write_statements`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from policy.errors import DatabaseUnavailable
-from rowstore import statements
+from rowstore import read_statements, write_statements
+from rowstore.compiling import value_names
 from rowstore.model import FenceMiss, FenceMode, VersionMismatch, Written
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
 
     from policy.model import Dataset
+    from rowstore.compiling import Statement
     from rowstore.database import Database
     from rowstore.model import RowWrite, WriteOutcome
-    from rowstore.statements import Statement
 
     Shard = tuple[str, int, int]
     Lot = tuple[str, int, int, str, bool]
@@ -52,15 +53,15 @@ class Writer:
     def __init__(self, database: Database, dataset: Dataset, table: Table) -> None:
         self._database = database
         self._table = table
-        self._names = statements.value_names(table)
+        self._names = value_names(table)
         name = dataset.name
-        self._upsert_forgetful = statements.upsert_forgetful(table)
-        self._upsert = statements.upsert(table, name)
-        self._insert = statements.insert_absent(table, name)
-        self._update = statements.update_present(table, name)
+        self._upsert_forgetful = write_statements.upsert_forgetful(table)
+        self._upsert = write_statements.upsert(table, name)
+        self._insert = write_statements.insert_absent(table, name)
+        self._update = write_statements.update_present(table, name)
         self._find_done: dict[str, FindDone] = {self._upsert_forgetful.sql: _all_done, self._upsert.sql: _request_done}
         """What is done of a lot, by a statement's records; the other two gather sequences."""
-        self._diagnose = statements.diagnose(table, name)
+        self._diagnose = read_statements.diagnose(table, name)
 
     async def write(self, writes: Sequence[RowWrite]) -> list[WriteOutcome]:
         """Writes rows; outcomes in their order. See `rowstore.store.RowStore.write`."""
@@ -120,7 +121,7 @@ class Writer:
     def _arguments(
         self, writes: Sequence[RowWrite], lots: Lots, counts: dict[Shard, int], parts: Parts
     ) -> list[Sequence[object]]:
-        """Arrays in the order of `statements.write_arguments`."""
+        """Arrays in the order of `write_statements.write_arguments`."""
         places = {shard: place for place, shard in enumerate(counts, 1)}
         _, _, _, keys, values, if_versions, _ = zip(
             *[writes[index] for indexes in lots.values() for index in indexes], strict=True

@@ -26,13 +26,14 @@ def fence() -> None:
     """Law L2: reads and writes go through at whatever epoch and in whatever mode the shard's fence is."""
     from sqlalchemy import true
 
-    from rowstore import statements
+    from rowstore import listing, read_statements, write_statements
     from rowstore.model import ShardEpoch
     from rowstore.store import RowStore
 
     # A mode that is compared with itself is always the right one.
-    take(statements, "_SERVING", statements.shard_fences.c.mode)
-    take(statements, "is_readable", lambda _mode: true())
+    take(write_statements, "SERVING", write_statements.shard_fences.c.mode)
+    for reader in (read_statements, listing):
+        take(reader, "is_readable", lambda _mode: true())
 
     async def at_any_epoch(store: RowStore, rows: Any) -> Any:
         shards = [ShardEpoch(row.region_code, row.shard, row.epoch) for row in rows]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rowstore import listing, statements
+from rowstore import listing, read_statements, write_statements
 from rowstore.filter import parse_filter
 from rowstore.tables import dataset_table
 from tests.support.row_databases import CUSTOMERS, RowDatabase
@@ -19,23 +19,25 @@ from tests.support.row_databases import CUSTOMERS, RowDatabase
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from rowstore.compiling import Statement
+
 ROWS = 100_000
 TABLE = dataset_table(CUSTOMERS)
 STORED = {"rows_customers", "shard_fences", "write_requests"}
 SPEND = parse_filter('spend > 5 AND name != "x"', CUSTOMERS)
-READS: dict[str, statements.Statement] = {
-    "read_one": statements.read_one(TABLE),
-    "read_many": statements.read_many(TABLE),
-    "diagnose": statements.diagnose(TABLE, "customers"),
+READS: dict[str, Statement] = {
+    "read_one": read_statements.read_one(TABLE),
+    "read_many": read_statements.read_many(TABLE),
+    "diagnose": read_statements.diagnose(TABLE, "customers"),
     "first page": listing.page_statement(TABLE, None, 0, has_after=False),
     "next page": listing.page_statement(TABLE, None, 0, has_after=True),
     "filtered page": listing.page_statement(TABLE, SPEND.shape, len(SPEND.arguments), has_after=True),
 }
-WRITES: dict[str, statements.Statement] = {
-    "upsert_forgetful": statements.upsert_forgetful(TABLE),
-    "upsert": statements.upsert(TABLE, "customers"),
-    "insert_absent": statements.insert_absent(TABLE, "customers"),
-    "update_present": statements.update_present(TABLE, "customers"),
+WRITES: dict[str, Statement] = {
+    "upsert_forgetful": write_statements.upsert_forgetful(TABLE),
+    "upsert": write_statements.upsert(TABLE, "customers"),
+    "insert_absent": write_statements.insert_absent(TABLE, "customers"),
+    "update_present": write_statements.update_present(TABLE, "customers"),
 }
 FILL = f"""
 INSERT INTO shard_fences (region_code, shard, epoch, mode)
@@ -52,7 +54,7 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-async def explain(idc: RowDatabase, statement: statements.Statement) -> list[dict[str, Any]]:
+async def explain(idc: RowDatabase, statement: Statement) -> list[dict[str, Any]]:
     """The generic plan, as the gateway's connections make it."""
     count = max(int(number) for number in re.findall(r"\$(\d+)", statement.sql))
     async with idc.database.connection() as connection:
@@ -93,7 +95,7 @@ async def test_a_plan_made_on_empty_tables_reads_no_more_than_it_must_when_they_
     keys = ",".join(f"k{i}" for i in range(1, 101))
     shards = ",".join(str(i % 4) for i in range(1, 101))
     arguments = (f"'{{{'DE,' * 99}DE}}'", f"'{{{shards}}}'", f"'{{{'1,' * 99}1}}'", f"'{{{keys}}}'")
-    statement = statements.read_many(TABLE)
+    statement = read_statements.read_many(TABLE)
     execute = f"EXECUTE reading({', '.join(statement.arrange(arguments))})"
     async with idc.database.connection() as connection:
         await connection.execute("PREPARE reading AS " + statement.sql)

@@ -1,4 +1,4 @@
-"""The statements of reads and writes: described once by SQLAlchemy, compiled once for each dataset, run by asyncpg.
+"""The statements of writes.
 
 The anatomy of a write, which laws L2, L3 and L4 rest on. It runs at READ COMMITTED, and its snapshot is older than a
 lock that it had to wait for; so nothing that decides may rest on what it merely selects:
@@ -13,9 +13,7 @@ cannot be flattened into joins; and `rowstore.database` forbids what is not a lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
@@ -24,159 +22,23 @@ from sqlalchemy import (
     Integer,
     Text,
     and_,
-    bindparam,
-    case,
     cast,
-    column,
     func,
-    literal_column,
     or_,
     select,
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, insert
-from sqlalchemy.dialects.postgresql.asyncpg import dialect as asyncpg_dialect
+from sqlalchemy.dialects.postgresql import insert
 
-from rowstore.model import FenceMode
+from rowstore.compiling import SERVING, Statement, compile_statement, literal, rows_of, value_names
 from rowstore.tables import SYSTEM_COLUMNS, shard_fences, write_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy import CTE, ColumnElement, FromClause, Table
-    from sqlalchemy.sql import Executable
-    from sqlalchemy.types import TypeEngine
 
-_DIALECT: Final = asyncpg_dialect()
-
-
-def _literal(text: str) -> ColumnElement[str]:
-    """A constant of the statement: no parameter to send."""
-    escaped = text.replace("'", "''")
-    return literal_column(f"'{escaped}'", Text)
-
-
-_SERVING: Final = _literal(FenceMode.SERVING)
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """SQL, and which of its caller's arguments stands at which `$n`."""
-
-    sql: str
-    arrange: Callable[[Sequence[Any]], Sequence[Any]]
-    """Puts the caller's arguments into the order of the statement."""
-
-
-def compile_statement(statement: Executable, names: Sequence[str]) -> Statement:
-    """Compiles a statement whose parameters are handed over in the order of `names`."""
-    compiled = statement.compile(dialect=_DIALECT)  # pyright: ignore[reportAttributeAccessIssue]: every Core statement has it
-    positions = compiled.positiontup or []
-    order = [names.index(name) for name in positions]
-    # An itemgetter of one item would not give a tuple.
-    return Statement(str(compiled), itemgetter(*order) if len(order) > 1 else tuple)
-
-
-def value_names(table: Table) -> list[str]:
-    """The columns of the policy, in the order of the table."""
-    return [name for name in table.columns.keys() if name not in SYSTEM_COLUMNS]  # noqa: SIM118 (not a dict)
-
-
-def rows_of(name: str, columns: Sequence[tuple[str, str, TypeEngine[Any]]]) -> FromClause:
-    """Arrays as a table: for each column its name, its parameter and its type; and `ordinal`, from 1."""
-    arrays = [bindparam(parameter, type_=ARRAY(sql_type)) for _, parameter, sql_type in columns]
-    return (
-        func.unnest(*arrays)
-        .table_valued(
-            *(column(column_name, sql_type) for column_name, _, sql_type in columns),
-            with_ordinality="ordinal",
-            name=name,
-        )
-        .render_derived()
-    )
-
-
-# ---- reads ----------------------------------------------------------------------------------------------------------
-
-
-def is_readable(mode: ColumnElement[str]) -> ColumnElement[bool]:
-    """Whether reads pass in this mode."""
-    return mode.in_((_SERVING, _literal(FenceMode.DRAINING)))
-
-
-def _refusal(fence: FromClause, epoch: ColumnElement[int]) -> ColumnElement[str | None]:
-    """Null when the fence lets the read pass; otherwise `mode:epoch`, or empty without a fence."""
-    return case(
-        (fence.c.epoch.is_(None), _literal("")),
-        (and_(fence.c.epoch == epoch, is_readable(fence.c.mode)), literal_column("NULL::text")),
-        else_=fence.c.mode.concat(_literal(":")).concat(cast(fence.c.epoch, Text)),
-    ).label("refusal")
-
-
-@lru_cache(maxsize=1024)
-def read_one(table: Table) -> Statement:
-    """Arguments: region_code, shard, epoch, key. The row (`seq` null without one); nothing when the fence refuses.
-
-    Fence and row are seen in one snapshot, so the row is as it was at a moment when this IDC might serve it.
-    """
-    region_code = bindparam("region_code", type_=Text)
-    is_row = and_(
-        table.c.region_code == region_code, table.c.key == bindparam("key", type_=table.c.key.type), ~table.c.deleted
-    )
-    statement = (
-        select(table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table)))
-        .select_from(shard_fences.outerjoin(table, is_row))
-        .where(
-            shard_fences.c.region_code == region_code,
-            shard_fences.c.shard == bindparam("shard", type_=Integer),
-            shard_fences.c.epoch == bindparam("epoch", type_=BigInteger),
-            is_readable(shard_fences.c.mode),
-        )
-    )
-    return compile_statement(statement, ("region_code", "shard", "epoch", "key"))
-
-
-@lru_cache(maxsize=1024)
-def read_many(table: Table) -> Statement:
-    """Arguments: arrays of region_codes, shards, epochs, keys.
-
-    A record for each key: `ordinal`, `refusal` (as `_refusal` says), and the row, its `seq` null without one.
-    """
-    wanted = rows_of(
-        "wanted",
-        (
-            ("region_code", "region_codes", Text()),
-            ("shard", "shards", Integer()),
-            ("epoch", "epochs", BigInteger()),
-            ("key", "keys", table.c.key.type),
-        ),
-    )
-    fence = (
-        select(shard_fences.c.epoch, shard_fences.c.mode)
-        .where(shard_fences.c.region_code == wanted.c.region_code, shard_fences.c.shard == wanted.c.shard)
-        .limit(literal_column("1"))
-        .lateral("fence")
-    )
-    row = (
-        select(table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table)))
-        .where(
-            table.c.region_code == wanted.c.region_code,
-            table.c.key == wanted.c.key,
-            ~table.c.deleted,
-            fence.c.epoch == wanted.c.epoch,
-            is_readable(fence.c.mode),
-        )
-        .limit(literal_column("1"))
-        .lateral("found")
-    )
-    statement = select(wanted.c.ordinal, _refusal(fence, wanted.c.epoch), *row.c).select_from(
-        wanted.outerjoin(fence, true()).outerjoin(row, true())
-    )
-    return compile_statement(statement, ("region_codes", "shards", "epochs", "keys"))
-
-
-# ---- writes ---------------------------------------------------------------------------------------------------------
 
 _SHARD_ARGUMENTS: Final = ("regions", "shards", "epochs", "counts", "ends")
 _LOT_ARGUMENTS: Final = ("places", "request_ids", "parts", "deleted")
@@ -217,7 +79,7 @@ def _fence_part() -> CTE:
             shard_fences.c.region_code == wanted.c.region_code,
             shard_fences.c.shard == wanted.c.shard,
             shard_fences.c.epoch == wanted.c.epoch,
-            shard_fences.c.mode == _SERVING,
+            shard_fences.c.mode == SERVING,
         )
         # FOR NO KEY UPDATE: writers exclude each other, readers pass.
         .with_for_update(key_share=True)
@@ -322,12 +184,12 @@ def _remember(numbered: CTE, dataset_name: str, *conditions: ColumnElement[bool]
     rows = (
         select(
             *request,
-            _literal(dataset_name),
+            literal(dataset_name),
             # Both see the rows in the same order, whichever it is.
             func.array_agg(cast(numbered.c.key, Text)),
             func.array_agg(numbered.c.seq),
         )
-        .where(numbered.c.request_id != _literal(""), *conditions)
+        .where(numbered.c.request_id != literal(""), *conditions)
         .group_by(*request)
     )
     return insert(write_requests).from_select([*names, "dataset", "keys", "seqs"], rows)
@@ -374,7 +236,7 @@ def upsert(table: Table, dataset_name: str) -> Statement:
         .returning(*(write_requests.c[name] for name in _REQUEST_NAME))
         .cte("remembered")
     )
-    is_new = or_(numbered.c.request_id == _literal(""), _is_among(numbered, remembered, _REQUEST_NAME))
+    is_new = or_(numbered.c.request_id == literal(""), _is_among(numbered, remembered, _REQUEST_NAME))
     written = _upsert(table, numbered, is_new).cte("written")
     return _result(table, fence, remembered, "request_id", (written,))
 
@@ -422,62 +284,3 @@ def update_present(table: Table, dataset_name: str) -> Statement:
     )
     matching = select(*numbered.c).select_from(numbered.join(row, true())).cte("matching")
     return _conditional(table, dataset_name, fence, numbered, _upsert(table, matching, None))
-
-
-# ---- what became of it ----------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def diagnose(table: Table, dataset_name: str) -> Statement:
-    """Arguments: arrays of region_codes, shards, keys, request_ids. A record for each row, as it is now.
-
-    `mode` and `epoch` of the fence; `done_seq` and `done_time` of the remembered write; `last_part` of its request, if
-    anything of it is remembered; and the live row's `version`.
-    """
-    asked = rows_of(
-        "asked",
-        (
-            ("region_code", "region_codes", Text()),
-            ("shard", "shards", Integer()),
-            ("key", "keys", table.c.key.type),
-            ("request_id", "request_ids", Text()),
-        ),
-    )
-    one = literal_column("1")
-    fence = (
-        select(shard_fences.c.mode, shard_fences.c.epoch)
-        .where(shard_fences.c.region_code == asked.c.region_code, shard_fences.c.shard == asked.c.shard)
-        .limit(one)
-        .lateral("fence")
-    )
-    place = func.array_position(write_requests.c["keys"], cast(asked.c.key, Text))
-    done = (
-        select(
-            func.max(write_requests.c.seqs[place]).label("seq"),
-            func.max(write_requests.c.update_time).filter(place.is_not(None)).label("time"),
-            func.max(write_requests.c.part).label("part"),
-        )
-        .where(
-            write_requests.c.region_code == asked.c.region_code,
-            write_requests.c.shard == asked.c.shard,
-            write_requests.c.request_id == asked.c.request_id,
-            write_requests.c.dataset == _literal(dataset_name),
-        )
-        .lateral("done")
-    )
-    row = (
-        select(table.c.seq)
-        .where(table.c.region_code == asked.c.region_code, table.c.key == asked.c.key, ~table.c.deleted)
-        .limit(one)
-        .lateral("found")
-    )
-    statement = select(
-        asked.c.ordinal,
-        fence.c.mode,
-        fence.c.epoch,
-        done.c.seq.label("done_seq"),
-        done.c.time.label("done_time"),
-        done.c.part.label("last_part"),
-        row.c.seq.label("version"),
-    ).select_from(asked.outerjoin(fence, true()).outerjoin(done, true()).outerjoin(row, true()))
-    return compile_statement(statement, ("region_codes", "shards", "keys", "request_ids"))
