@@ -3,8 +3,8 @@
 Connections are opened when they are first needed, so a gateway starts while its database is down. Every wait has a
 deadline: for a connection, for the server (statement and lock time-outs) and for the wire (a client time-out, should
 the server be frozen). A connection whose statement was cut short is never used again. Each statement commits by itself:
-no paused process holds a lock (law L2). The settings below are part of the laws: `rowstore.write_statements` is right at
-READ COMMITTED only, and acknowledged means durable (law L3).
+no paused process holds a lock (law L2). The settings below are part of the laws: `rowstore.write_statements` is right
+at READ COMMITTED only, and acknowledged means durable (law L3).
 """
 
 from __future__ import annotations
