@@ -102,7 +102,7 @@ class PolicyService(PolicyServiceServicer):
             assigned=_changes(plan.assigned),
             moved=_changes(plan.moved),
             schema_changes=plan.schema_changes,
-            access_changes=plan.access_changes,
+            access_changes=(pb.AccessChange(sentence=sentence) for sentence in plan.access_changes),
         )
 
     @unary

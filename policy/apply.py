@@ -17,7 +17,7 @@ import structlog
 
 from policy.compile import compile_policy
 from policy.effect import wait_effective
-from policy.errors import InvalidInput, MoveNotSupported, PolicyNotEffective, PolicyRejected, StoreUnavailable
+from policy.errors import IllegalMove, InvalidInput, PolicyNotEffective, PolicyRejected, StoreUnavailable
 from policy.findings import Finding, Severity
 from policy.follower import load_stored
 from policy.intent import intended_owners
@@ -106,7 +106,7 @@ async def apply_policy(
     Raises:
         InvalidInput: author or message is too long.
         PolicyRejected: the document does not stand, or the step to it is impossible; with every finding.
-        MoveNotSupported: shards that have an owner would get another.
+        IllegalMove: shards that have an owner would get another.
         RevisionConflict: another revision than the stated parent is current, or became so meanwhile.
         PolicyNotEffective: stored, but not acknowledged by all in time.
         StoreUnavailable: etcd does not answer.
@@ -154,7 +154,7 @@ def _check_possible(prepared: Prepared) -> None:
         raise PolicyRejected(f"the policy cannot follow the current one: {first.message}", findings=prepared.findings)
     if plan.moved:
         move = plan.moved[0]
-        raise MoveNotSupported(
+        raise IllegalMove(
             f"the policy would move {len(plan.moved)} shards (the first is {move.region_code}/{move.shard}, from "
             f"{move.from_idc} to {move.to_idc}); this release cannot move shards, so nothing was stored"
         )

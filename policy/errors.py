@@ -6,20 +6,28 @@ RegiongateError
 │   ├── UnknownDataset
 │   ├── UnknownColumn
 │   ├── InvalidValue             a value, key or tag that is missing, malformed or of the wrong type
+│   ├── UnknownIdc               the policy has no IDC of this name
+│   ├── UnknownShard             the RegionCode has no shard of this number
 │   ├── InvalidPageToken
 │   └── PolicyRejected           a policy document, with all its findings
 ├── RowNotFound
+├── RowExists                    a row of this key lives where another one should go
 ├── RevisionNotFound             a policy revision or rollout that does not exist
 ├── AccessDenied                 a residency or access rule says no
 ├── NotOwnedHere                 the owner is elsewhere, and named
-├── MoveNotSupported             a policy that would move shards
+├── IllegalMove                  a step that a move or rollout does not allow where it stands
+│   ├── SchemaDiffers            source and target do not have the same columns
+│   └── DigestMismatch           source and target do not have the same rows
 ├── NoPolicy                     nothing has been applied yet
 ├── Conflict                     read again, decide again
 │   ├── StaleEpoch
+│   ├── StaleAttempt             a step of a move that has been called off
+│   ├── PlanChanged              applying would do something else than the plan that was saved
 │   ├── RevisionConflict
 │   └── VersionConflict
 ├── Unavailable                  waiting helps
 │   ├── ShardUnavailable         draining, opening or just moved
+│   ├── RowMoving                the row is on its way to another RegionCode
 │   ├── TableTooOld              the gateway cannot know the current law
 │   ├── PeerUnreachable
 │   ├── DatabaseUnavailable
@@ -121,6 +129,20 @@ class InvalidValue(InvalidInput):
 
 
 @dataclass(eq=False)
+class UnknownIdc(InvalidInput):
+    """The policy has no IDC of this name."""
+
+    reason: ClassVar[str] = "UNKNOWN_IDC"
+
+
+@dataclass(eq=False)
+class UnknownShard(InvalidInput):
+    """The RegionCode has no shard of this number."""
+
+    reason: ClassVar[str] = "UNKNOWN_SHARD"
+
+
+@dataclass(eq=False)
 class InvalidPageToken(InvalidInput):
     """The page token was not made for this request."""
 
@@ -141,6 +163,13 @@ class RowNotFound(RegiongateError):
     """The row does not exist, or has been deleted."""
 
     reason: ClassVar[str] = "ROW_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class RowExists(RegiongateError):
+    """A row of this key lives where another one should go."""
+
+    reason: ClassVar[str] = "ROW_EXISTS"
 
 
 @dataclass(eq=False)
@@ -173,10 +202,24 @@ class NotOwnedHere(RegiongateError):
 
 
 @dataclass(eq=False)
-class MoveNotSupported(RegiongateError):
-    """The policy would move shards that are assigned already, which this release cannot do."""
+class IllegalMove(RegiongateError):
+    """The move, or the rollout, does not allow this step where it stands."""
 
-    reason: ClassVar[str] = "MOVE_NOT_SUPPORTED"
+    reason: ClassVar[str] = "ILLEGAL_MOVE"
+
+
+@dataclass(eq=False)
+class SchemaDiffers(IllegalMove):
+    """Source and target of a move do not have the same columns; nothing was copied."""
+
+    reason: ClassVar[str] = "SCHEMA_DIFFERS"
+
+
+@dataclass(eq=False)
+class DigestMismatch(IllegalMove):
+    """Source and target of a move do not have the same rows; nothing was deleted."""
+
+    reason: ClassVar[str] = "DIGEST_MISMATCH"
 
 
 @dataclass(eq=False)
@@ -198,6 +241,20 @@ class StaleEpoch(Conflict):
     """The shard's fence is at another epoch than the request."""
 
     reason: ClassVar[str] = "STALE_EPOCH"
+
+
+@dataclass(eq=False)
+class StaleAttempt(Conflict):
+    """A step of an attempt to move a shard that has been called off, or that the fence does not allow; no change."""
+
+    reason: ClassVar[str] = "STALE_ATTEMPT"
+
+
+@dataclass(eq=False)
+class PlanChanged(Conflict):
+    """Applying would do something else than the plan that was saved."""
+
+    reason: ClassVar[str] = "PLAN_CHANGED"
 
 
 @dataclass(eq=False)
@@ -236,6 +293,13 @@ class ShardUnavailable(Unavailable):
     """The shard is opening, draining or on the move, and the wait for it was too long."""
 
     reason: ClassVar[str] = "SHARD_UNAVAILABLE"
+
+
+@dataclass(eq=False)
+class RowMoving(Unavailable):
+    """The row is on its way to another RegionCode, and the wait for it was too long."""
+
+    reason: ClassVar[str] = "ROW_MOVING"
 
 
 @dataclass(eq=False)

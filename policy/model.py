@@ -42,11 +42,21 @@ class Operation(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where a shard stands between two owners."""
+    """Where a shard stands between two owners; the table of legal steps is `policy.move.STEPS`."""
 
     OPENING = "opening"
     """Assigned, but the owner's fence may not be open yet."""
     SERVING = "serving"
+    COPYING = "copying"
+    """The target copies; the owner serves on."""
+    DRAINING = "draining"
+    """The owner holds writes and answers reads."""
+    CLOSING = "closing"
+    """The owner serves nothing any more; the last changes follow."""
+    ABORTING = "aborting"
+    """Called off before the switch; the owner serves again as soon as its fence says so."""
+    PURGING = "purging"
+    """The owner serves; rows that lie elsewhere are being deleted."""
 
 
 @dataclass(frozen=True, slots=True)

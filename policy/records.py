@@ -57,32 +57,146 @@ class PolicyRevision(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Leftover(Record):
+    """Rows of a shard that lie in an IDC which does not own it (any more), and are to be deleted there."""
+
+    idc: str
+    epoch: int
+    """Of the owner when the move began."""
+    attempt: int
+    rollout: str = ""
+    rows: int = 0
+    digest: str = ""
+    """What the new owner has opened with; empty for the remains of an attempt that was called off."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShardRecord(Record):
-    """`shards/<region>/<number>`: who owns a shard."""
+    """`shards/<region>/<number>`: who owns a shard, and where it is on its way to another owner."""
 
     owner: str
     epoch: int
     phase: str
     policy_revision: int
     target: str = ""
+    """Who shall own it; empty when it is not being moved, and after the switch."""
     rollout: str = ""
     traceparent: str = ""
+    attempt: int = 0
+    """Goes up with each try to move the shard, and when one is called off; never goes back."""
+    leftovers: tuple[Leftover, ...] = ()
+
+    def __post_init__(self) -> None:
+        """JSON knows neither tuples nor our records."""
+        items = (item if isinstance(item, Leftover) else Leftover(**item) for item in self.leftovers)
+        object.__setattr__(self, "leftovers", tuple(items))
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutRecord(Record):
-    """`rollouts/<id>`: what one policy revision set in motion."""
+    """`rollouts/<id>`: what one policy revision, or one order of an operator, set in motion."""
 
     rollout: str
     policy_revision: int
     state: str
-    """running | done"""
+    """running | paused | cancelling | done | cancelled | superseded"""
     create_time: str
     shards_total: int = 0
     shards_done: int = 0
     end_time: str = ""
     note: str = ""
     traceparent: str = ""
+    kind: str = "policy"
+    """policy | move | drain"""
+    author: str = ""
+    message: str = ""
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing will change it any more."""
+        return self.state in ENDED_STATES
+
+
+ENDED_STATES = frozenset({"done", "cancelled", "superseded"})
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove(Record):
+    """One shard that a rollout moves."""
+
+    region_code: str
+    shard: int
+    source: str
+    target: str
+    required_by_law: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord(Record):
+    """`plans/<rollout>`: every move of a rollout, decided when it was made; never changed."""
+
+    rollout: str
+    moves: tuple[PlannedMove, ...] = ()
+
+    def encode(self) -> bytes:
+        """The moves as bare lists: a plan of many thousands fits into one value."""
+        moves = [[m.region_code, m.shard, m.source, m.target, int(m.required_by_law)] for m in self.moves]
+        return json.dumps({"rollout": self.rollout, "moves": moves}, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        """Reads a plan; raises `ValueError` when it is not one."""
+        try:
+            data = cast("dict[str, Any]", json.loads(value))
+            moves = (PlannedMove(code, int(n), src, to, bool(law)) for code, n, src, to, law in data["moves"])
+            return cls(data["rollout"], tuple(moves))
+        except (TypeError, KeyError) as error:
+            raise ValueError("not a PlanRecord") from error
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRecord(Record):
+    """`moves/<rollout>/<region>/<number>`: how far one shard's move has come, and how it ended."""
+
+    rollout: str
+    region_code: str
+    shard: int
+    source: str
+    target: str
+    phase: str
+    """waiting | a phase of the shard | done | called off"""
+    attempt: int = 0
+    rows: int = 0
+    bytes: int = 0
+    rows_per_second: float = 0.0
+    remaining: int = 0
+    stall_ms: float = 0.0
+    digest: str = ""
+    note: str = ""
+    start_time: str = ""
+    drain_time: str = ""
+    switch_time: str = ""
+    end_time: str = ""
+    required_by_law: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRecord(Record):
+    """`last_switch`: the newest change of an owner; who plans by the owners compares with it."""
+
+    region_code: str
+    shard: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRecord(Record):
+    """`drained/<idc>`: this IDC is to be emptied, and assigned nothing."""
+
+    idc: str
+    author: str
+    message: str
+    create_time: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +225,13 @@ class Keys:
         self.policy_revisions = f"{self.policy}revisions/"
         self.shards = f"{self.root}shards/"
         self.rollouts = f"{self.root}rollouts/"
+        self.plans = f"{self.root}plans/"
+        self.moves = f"{self.root}moves/"
+        self.drained = f"{self.root}drained/"
+        self.last_switch = f"{self.root}last_switch"
+        self.audit = f"{self.root}audit/"
+        self.audit_entries = f"{self.audit}entries/"
+        self.audit_head = f"{self.audit}head"
         self.gateways = f"{self.root}gateways/"
         self.controller_election = f"{self.root}election/controller"
 
@@ -125,6 +246,26 @@ class Keys:
     def rollout(self, rollout: str) -> str:
         """Key of one rollout."""
         return f"{self.rollouts}{rollout}"
+
+    def plan(self, rollout: str) -> str:
+        """Key of one rollout's plan."""
+        return f"{self.plans}{rollout}"
+
+    def moves_of(self, rollout: str) -> str:
+        """Prefix of the moves of one rollout."""
+        return f"{self.moves}{rollout}/"
+
+    def move(self, rollout: str, region_code: str, shard: int) -> str:
+        """Key of one move."""
+        return f"{self.moves_of(rollout)}{region_code}/{shard:05d}"
+
+    def drain(self, idc: str) -> str:
+        """Key of the order to empty an IDC."""
+        return f"{self.drained}{idc}"
+
+    def audit_entry(self, number: int) -> str:
+        """Key of one link of the audit trail."""
+        return f"{self.audit_entries}{number:012d}"
 
     def gateway(self, idc: str, gateway: str) -> str:
         """Key of one gateway."""

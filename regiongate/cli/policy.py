@@ -313,7 +313,7 @@ def _print_plan(answer: pb.PlanPolicyResponse) -> None:
     typer.echo(f"from revision {answer.parent}" if answer.parent else "the first policy")
     for title, lines in (
         ("schema", [f"new {change}" for change in answer.schema_changes]),
-        ("access", list(answer.access_changes)),
+        ("access", [change.sentence for change in answer.access_changes]),
         ("assigned", _by_region(answer.assigned)),
         ("moved", _by_region(answer.moved)),
     ):

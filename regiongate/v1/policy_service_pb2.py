@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"regiongate/v1/policy_service.proto\x12\rregiongate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x01\n\x0ePolicyRevision\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0e\n\x06parent\x18\x02 \x01(\x03\x12\x10\n\x08\x64ocument\x18\x03 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07rollout\x18\x07 \x01(\t\"$\n\x10GetPolicyRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\"B\n\x11GetPolicyResponse\x12-\n\x06policy\x18\x01 \x01(\x0b\x32\x1d.regiongate.v1.PolicyRevision\"C\n\x1aListPolicyRevisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x1bListPolicyRevisionsResponse\x12\x30\n\trevisions\x18\x01 \x03(\x0b\x32\x1d.regiongate.v1.PolicyRevision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x07\x46inding\x12)\n\x08severity\x18\x01 \x01(\x0e\x32\x17.regiongate.v1.Severity\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04\x66ile\x18\x05 \x01(\t\x12\x0c\n\x04line\x18\x06 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x07 \x01(\x05\"7\n\x15ValidatePolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\"B\n\x16ValidatePolicyResponse\x12(\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x16.regiongate.v1.Finding\"3\n\x11PlanPolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\"S\n\x0bShardChange\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x10\n\x08\x66rom_idc\x18\x03 \x01(\t\x12\x0e\n\x06to_idc\x18\x04 \x01(\t\"\xd7\x01\n\x12PlanPolicyResponse\x12(\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x16.regiongate.v1.Finding\x12\x0e\n\x06parent\x18\x02 \x01(\x03\x12,\n\x08\x61ssigned\x18\x03 \x03(\x0b\x32\x1a.regiongate.v1.ShardChange\x12)\n\x05moved\x18\x04 \x03(\x0b\x32\x1a.regiongate.v1.ShardChange\x12\x16\n\x0eschema_changes\x18\x05 \x03(\t\x12\x16\n\x0e\x61\x63\x63\x65ss_changes\x18\x06 \x03(\t\"\x8c\x01\n\x12\x41pplyPolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x13\n\x06parent\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x42\t\n\x07_parent\"\x89\x01\n\x13\x41pplyPolicyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07rollout\x18\x02 \x01(\t\x12(\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x16.regiongate.v1.Finding\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x03(\t\x12\x0f\n\x07\x65xpired\x18\x05 \x03(\t\"\xef\x01\n\x07Rollout\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\t\x12\x14\n\x0cshards_total\x18\x04 \x01(\x05\x12\x13\n\x0bshards_done\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\x13\n\x0btraceparent\x18\t \x01(\t\"$\n\x11GetRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"=\n\x12GetRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout\"<\n\x13ListRolloutsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x14ListRolloutsResponse\x12(\n\x08rollouts\x18\x01 \x03(\x0b\x32\x16.regiongate.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x13WatchRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"?\n\x14WatchRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSEVERITY_ERROR\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x11\n\rSEVERITY_INFO\x10\x03\x32\xdc\x05\n\rPolicyService\x12N\n\tGetPolicy\x12\x1f.regiongate.v1.GetPolicyRequest\x1a .regiongate.v1.GetPolicyResponse\x12l\n\x13ListPolicyRevisions\x12).regiongate.v1.ListPolicyRevisionsRequest\x1a*.regiongate.v1.ListPolicyRevisionsResponse\x12]\n\x0eValidatePolicy\x12$.regiongate.v1.ValidatePolicyRequest\x1a%.regiongate.v1.ValidatePolicyResponse\x12Q\n\nPlanPolicy\x12 .regiongate.v1.PlanPolicyRequest\x1a!.regiongate.v1.PlanPolicyResponse\x12T\n\x0b\x41pplyPolicy\x12!.regiongate.v1.ApplyPolicyRequest\x1a\".regiongate.v1.ApplyPolicyResponse\x12Q\n\nGetRollout\x12 .regiongate.v1.GetRolloutRequest\x1a!.regiongate.v1.GetRolloutResponse\x12W\n\x0cListRollouts\x12\".regiongate.v1.ListRolloutsRequest\x1a#.regiongate.v1.ListRolloutsResponse\x12Y\n\x0cWatchRollout\x12\".regiongate.v1.WatchRolloutRequest\x1a#.regiongate.v1.WatchRolloutResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"regiongate/v1/policy_service.proto\x12\rregiongate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x01\n\x0ePolicyRevision\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0e\n\x06parent\x18\x02 \x01(\x03\x12\x10\n\x08\x64ocument\x18\x03 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07rollout\x18\x07 \x01(\t\"$\n\x10GetPolicyRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\"B\n\x11GetPolicyResponse\x12-\n\x06policy\x18\x01 \x01(\x0b\x32\x1d.regiongate.v1.PolicyRevision\"C\n\x1aListPolicyRevisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"h\n\x1bListPolicyRevisionsResponse\x12\x30\n\trevisions\x18\x01 \x03(\x0b\x32\x1d.regiongate.v1.PolicyRevision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8d\x01\n\x07\x46inding\x12)\n\x08severity\x18\x01 \x01(\x0e\x32\x17.regiongate.v1.Severity\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04\x66ile\x18\x05 \x01(\t\x12\x0c\n\x04line\x18\x06 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x07 \x01(\x05\"7\n\x15ValidatePolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\"B\n\x16ValidatePolicyResponse\x12(\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x16.regiongate.v1.Finding\"F\n\x11PlanPolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x11\n\trebalance\x18\x03 \x01(\x08\"\xa6\x01\n\x0bShardChange\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x10\n\x08\x66rom_idc\x18\x03 \x01(\t\x12\x0e\n\x06to_idc\x18\x04 \x01(\t\x12\x17\n\x0frequired_by_law\x18\x05 \x01(\x08\x12\x11\n\x04rows\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\x05\x62ytes\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\x07\n\x05_rowsB\x08\n\x06_bytes\"1\n\x0c\x41\x63\x63\x65ssChange\x12\x10\n\x08sentence\x18\x01 \x01(\t\x12\x0f\n\x07\x65xample\x18\x02 \x01(\t\"C\n\rHoldingChange\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\x0e\n\x06starts\x18\x02 \x03(\t\x12\r\n\x05stops\x18\x03 \x03(\t\"\x8b\x03\n\x12PlanPolicyResponse\x12(\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x16.regiongate.v1.Finding\x12\x0e\n\x06parent\x18\x02 \x01(\x03\x12,\n\x08\x61ssigned\x18\x03 \x03(\x0b\x32\x1a.regiongate.v1.ShardChange\x12)\n\x05moved\x18\x04 \x03(\x0b\x32\x1a.regiongate.v1.ShardChange\x12\x16\n\x0eschema_changes\x18\x05 \x03(\t\x12\x33\n\x0e\x61\x63\x63\x65ss_changes\x18\x06 \x03(\x0b\x32\x1b.regiongate.v1.AccessChange\x12\x35\n\x0fholding_changes\x18\x07 \x03(\x0b\x32\x1c.regiongate.v1.HoldingChange\x12\x1e\n\x11\x65stimated_seconds\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bunreachable\x18\t \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\n \x01(\tB\x14\n\x12_estimated_seconds\"\xb9\x01\n\x12\x41pplyPolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x13\n\x06parent\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x11\n\trebalance\x18\x07 \x01(\x08\x12\x18\n\x10plan_fingerprint\x18\x08 \x01(\tB\t\n\x07_parent\"\x89\x01\n\x13\x41pplyPolicyResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0f\n\x07rollout\x18\x02 \x01(\t\x12(\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x16.regiongate.v1.Finding\x12\x14\n\x0c\x61\x63knowledged\x18\x04 \x03(\t\x12\x0f\n\x07\x65xpired\x18\x05 \x03(\t\"\xc7\x02\n\x07Rollout\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\x03\x12\r\n\x05state\x18\x03 \x01(\t\x12\x14\n\x0cshards_total\x18\x04 \x01(\x05\x12\x13\n\x0bshards_done\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x08 \x01(\t\x12\x13\n\x0btraceparent\x18\t \x01(\t\x12\x0c\n\x04kind\x18\n \x01(\t\x12\x0e\n\x06\x61uthor\x18\x0b \x01(\t\x12\x0f\n\x07message\x18\x0c \x01(\t\x12\'\n\x05moves\x18\r \x03(\x0b\x32\x18.regiongate.v1.ShardMove\"\xa0\x03\n\tShardMove\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x10\n\x08\x66rom_idc\x18\x03 \x01(\t\x12\x0e\n\x06to_idc\x18\x04 \x01(\t\x12\r\n\x05phase\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x03\x12\x13\n\x0brows_copied\x18\x07 \x01(\x03\x12\x14\n\x0c\x62ytes_copied\x18\x08 \x01(\x03\x12\x17\n\x0frows_per_second\x18\t \x01(\x01\x12\x10\n\x08stall_ms\x18\n \x01(\x01\x12\x0e\n\x06\x64igest\x18\x0b \x01(\t\x12\x0c\n\x04note\x18\x0c \x01(\t\x12.\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bswitch_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0frequired_by_law\x18\x10 \x01(\x08\x12\x11\n\tremaining\x18\x11 \x01(\x03\"$\n\x11GetRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"=\n\x12GetRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout\"<\n\x13ListRolloutsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x14ListRolloutsResponse\x12(\n\x08rollouts\x18\x01 \x03(\x0b\x32\x16.regiongate.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x13WatchRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"?\n\x14WatchRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout\"7\n\x14\x43\x61ncelRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x02 \x01(\t\"l\n\x15\x43\x61ncelRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout\x12*\n\x08going_on\x18\x02 \x03(\x0b\x32\x18.regiongate.v1.ShardMove\"&\n\x13PauseRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"?\n\x14PauseRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout\"\'\n\x14ResumeRolloutRequest\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"@\n\x15ResumeRolloutResponse\x12\'\n\x07rollout\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.Rollout\"g\n\x10MoveShardRequest\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x0e\n\x06to_idc\x18\x03 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"$\n\x11MoveShardResponse\x12\x0f\n\x07rollout\x18\x01 \x01(\t\"?\n\x0f\x44rainIdcRequest\x12\x0b\n\x03idc\x18\x01 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"y\n\x10\x44rainIdcResponse\x12\x0f\n\x07rollout\x18\x01 \x01(\t\x12)\n\x05moved\x18\x02 \x03(\x0b\x32\x1a.regiongate.v1.ShardChange\x12)\n\x05stuck\x18\x03 \x03(\x0b\x32\x1a.regiongate.v1.StuckShards\"B\n\x0bStuckShards\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x03(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\"0\n\x11UndrainIdcRequest\x12\x0b\n\x03idc\x18\x01 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x02 \x01(\t\"\x14\n\x12UndrainIdcResponse\"@\n\x17ListAuditEntriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x8a\x01\n\nAuditEntry\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12\x15\n\rprevious_hash\x18\x05 \x01(\t\x12\x0c\n\x04hash\x18\x06 \x01(\t\"\x87\x01\n\x18ListAuditEntriesResponse\x12*\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x19.regiongate.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0bhead_number\x18\x03 \x01(\x03\x12\x11\n\thead_hash\x18\x04 \x01(\t*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSEVERITY_ERROR\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x11\n\rSEVERITY_INFO\x10\x03\x32\xc2\n\n\rPolicyService\x12N\n\tGetPolicy\x12\x1f.regiongate.v1.GetPolicyRequest\x1a .regiongate.v1.GetPolicyResponse\x12l\n\x13ListPolicyRevisions\x12).regiongate.v1.ListPolicyRevisionsRequest\x1a*.regiongate.v1.ListPolicyRevisionsResponse\x12]\n\x0eValidatePolicy\x12$.regiongate.v1.ValidatePolicyRequest\x1a%.regiongate.v1.ValidatePolicyResponse\x12Q\n\nPlanPolicy\x12 .regiongate.v1.PlanPolicyRequest\x1a!.regiongate.v1.PlanPolicyResponse\x12T\n\x0b\x41pplyPolicy\x12!.regiongate.v1.ApplyPolicyRequest\x1a\".regiongate.v1.ApplyPolicyResponse\x12Q\n\nGetRollout\x12 .regiongate.v1.GetRolloutRequest\x1a!.regiongate.v1.GetRolloutResponse\x12W\n\x0cListRollouts\x12\".regiongate.v1.ListRolloutsRequest\x1a#.regiongate.v1.ListRolloutsResponse\x12Y\n\x0cWatchRollout\x12\".regiongate.v1.WatchRolloutRequest\x1a#.regiongate.v1.WatchRolloutResponse0\x01\x12Z\n\rCancelRollout\x12#.regiongate.v1.CancelRolloutRequest\x1a$.regiongate.v1.CancelRolloutResponse\x12W\n\x0cPauseRollout\x12\".regiongate.v1.PauseRolloutRequest\x1a#.regiongate.v1.PauseRolloutResponse\x12Z\n\rResumeRollout\x12#.regiongate.v1.ResumeRolloutRequest\x1a$.regiongate.v1.ResumeRolloutResponse\x12N\n\tMoveShard\x12\x1f.regiongate.v1.MoveShardRequest\x1a .regiongate.v1.MoveShardResponse\x12K\n\x08\x44rainIdc\x12\x1e.regiongate.v1.DrainIdcRequest\x1a\x1f.regiongate.v1.DrainIdcResponse\x12Q\n\nUndrainIdc\x12 .regiongate.v1.UndrainIdcRequest\x1a!.regiongate.v1.UndrainIdcResponse\x12\x63\n\x10ListAuditEntries\x12&.regiongate.v1.ListAuditEntriesRequest\x1a\'.regiongate.v1.ListAuditEntriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'regiongate.v1.policy_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEVERITY']._serialized_start=2046
-  _globals['_SEVERITY']._serialized_end=2143
+  _globals['_SEVERITY']._serialized_start=4196
+  _globals['_SEVERITY']._serialized_end=4293
   _globals['_POLICYREVISION']._serialized_start=87
   _globals['_POLICYREVISION']._serialized_end=254
   _globals['_GETPOLICYREQUEST']._serialized_start=256
@@ -51,29 +51,67 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALIDATEPOLICYRESPONSE']._serialized_start=738
   _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=804
   _globals['_PLANPOLICYREQUEST']._serialized_start=806
-  _globals['_PLANPOLICYREQUEST']._serialized_end=857
-  _globals['_SHARDCHANGE']._serialized_start=859
-  _globals['_SHARDCHANGE']._serialized_end=942
-  _globals['_PLANPOLICYRESPONSE']._serialized_start=945
-  _globals['_PLANPOLICYRESPONSE']._serialized_end=1160
-  _globals['_APPLYPOLICYREQUEST']._serialized_start=1163
-  _globals['_APPLYPOLICYREQUEST']._serialized_end=1303
-  _globals['_APPLYPOLICYRESPONSE']._serialized_start=1306
-  _globals['_APPLYPOLICYRESPONSE']._serialized_end=1443
-  _globals['_ROLLOUT']._serialized_start=1446
-  _globals['_ROLLOUT']._serialized_end=1685
-  _globals['_GETROLLOUTREQUEST']._serialized_start=1687
-  _globals['_GETROLLOUTREQUEST']._serialized_end=1723
-  _globals['_GETROLLOUTRESPONSE']._serialized_start=1725
-  _globals['_GETROLLOUTRESPONSE']._serialized_end=1786
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=1788
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=1848
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=1850
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=1939
-  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1941
-  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1979
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=1981
-  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=2044
-  _globals['_POLICYSERVICE']._serialized_start=2146
-  _globals['_POLICYSERVICE']._serialized_end=2878
+  _globals['_PLANPOLICYREQUEST']._serialized_end=876
+  _globals['_SHARDCHANGE']._serialized_start=879
+  _globals['_SHARDCHANGE']._serialized_end=1045
+  _globals['_ACCESSCHANGE']._serialized_start=1047
+  _globals['_ACCESSCHANGE']._serialized_end=1096
+  _globals['_HOLDINGCHANGE']._serialized_start=1098
+  _globals['_HOLDINGCHANGE']._serialized_end=1165
+  _globals['_PLANPOLICYRESPONSE']._serialized_start=1168
+  _globals['_PLANPOLICYRESPONSE']._serialized_end=1563
+  _globals['_APPLYPOLICYREQUEST']._serialized_start=1566
+  _globals['_APPLYPOLICYREQUEST']._serialized_end=1751
+  _globals['_APPLYPOLICYRESPONSE']._serialized_start=1754
+  _globals['_APPLYPOLICYRESPONSE']._serialized_end=1891
+  _globals['_ROLLOUT']._serialized_start=1894
+  _globals['_ROLLOUT']._serialized_end=2221
+  _globals['_SHARDMOVE']._serialized_start=2224
+  _globals['_SHARDMOVE']._serialized_end=2640
+  _globals['_GETROLLOUTREQUEST']._serialized_start=2642
+  _globals['_GETROLLOUTREQUEST']._serialized_end=2678
+  _globals['_GETROLLOUTRESPONSE']._serialized_start=2680
+  _globals['_GETROLLOUTRESPONSE']._serialized_end=2741
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2743
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2803
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2805
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2894
+  _globals['_WATCHROLLOUTREQUEST']._serialized_start=2896
+  _globals['_WATCHROLLOUTREQUEST']._serialized_end=2934
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_start=2936
+  _globals['_WATCHROLLOUTRESPONSE']._serialized_end=2999
+  _globals['_CANCELROLLOUTREQUEST']._serialized_start=3001
+  _globals['_CANCELROLLOUTREQUEST']._serialized_end=3056
+  _globals['_CANCELROLLOUTRESPONSE']._serialized_start=3058
+  _globals['_CANCELROLLOUTRESPONSE']._serialized_end=3166
+  _globals['_PAUSEROLLOUTREQUEST']._serialized_start=3168
+  _globals['_PAUSEROLLOUTREQUEST']._serialized_end=3206
+  _globals['_PAUSEROLLOUTRESPONSE']._serialized_start=3208
+  _globals['_PAUSEROLLOUTRESPONSE']._serialized_end=3271
+  _globals['_RESUMEROLLOUTREQUEST']._serialized_start=3273
+  _globals['_RESUMEROLLOUTREQUEST']._serialized_end=3312
+  _globals['_RESUMEROLLOUTRESPONSE']._serialized_start=3314
+  _globals['_RESUMEROLLOUTRESPONSE']._serialized_end=3378
+  _globals['_MOVESHARDREQUEST']._serialized_start=3380
+  _globals['_MOVESHARDREQUEST']._serialized_end=3483
+  _globals['_MOVESHARDRESPONSE']._serialized_start=3485
+  _globals['_MOVESHARDRESPONSE']._serialized_end=3521
+  _globals['_DRAINIDCREQUEST']._serialized_start=3523
+  _globals['_DRAINIDCREQUEST']._serialized_end=3586
+  _globals['_DRAINIDCRESPONSE']._serialized_start=3588
+  _globals['_DRAINIDCRESPONSE']._serialized_end=3709
+  _globals['_STUCKSHARDS']._serialized_start=3711
+  _globals['_STUCKSHARDS']._serialized_end=3777
+  _globals['_UNDRAINIDCREQUEST']._serialized_start=3779
+  _globals['_UNDRAINIDCREQUEST']._serialized_end=3827
+  _globals['_UNDRAINIDCRESPONSE']._serialized_start=3829
+  _globals['_UNDRAINIDCRESPONSE']._serialized_end=3849
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=3851
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=3915
+  _globals['_AUDITENTRY']._serialized_start=3918
+  _globals['_AUDITENTRY']._serialized_end=4056
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=4059
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=4194
+  _globals['_POLICYSERVICE']._serialized_start=4296
+  _globals['_POLICYSERVICE']._serialized_end=5642
 # @@protoc_insertion_point(module_scope)

@@ -227,15 +227,19 @@ class PlanPolicyRequest(google.protobuf.message.Message):
 
     DOCUMENT_FIELD_NUMBER: builtins.int
     FILE_FIELD_NUMBER: builtins.int
+    REBALANCE_FIELD_NUMBER: builtins.int
     document: builtins.str
     file: builtins.str
+    rebalance: builtins.bool
+    """Spreads every RegionCode by its weights anew, also where its rule has not changed."""
     def __init__(
         self,
         *,
         document: builtins.str = ...,
         file: builtins.str = ...,
+        rebalance: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["document", b"document", "file", b"file"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["document", b"document", "file", b"file", "rebalance", b"rebalance"]) -> None: ...
 
 global___PlanPolicyRequest = PlanPolicyRequest
 
@@ -247,11 +251,19 @@ class ShardChange(google.protobuf.message.Message):
     SHARD_FIELD_NUMBER: builtins.int
     FROM_IDC_FIELD_NUMBER: builtins.int
     TO_IDC_FIELD_NUMBER: builtins.int
+    REQUIRED_BY_LAW_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
     region_code: builtins.str
     shard: builtins.int
     from_idc: builtins.str
     """Empty when the shard is assigned for the first time."""
     to_idc: builtins.str
+    required_by_law: builtins.bool
+    """Whether the law no longer permits where the shard lies."""
+    rows: builtins.int
+    """What would be copied, as far as its IDC could be asked."""
+    bytes: builtins.int
     def __init__(
         self,
         *,
@@ -259,10 +271,64 @@ class ShardChange(google.protobuf.message.Message):
         shard: builtins.int = ...,
         from_idc: builtins.str = ...,
         to_idc: builtins.str = ...,
+        required_by_law: builtins.bool = ...,
+        rows: builtins.int | None = ...,
+        bytes: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["from_idc", b"from_idc", "region_code", b"region_code", "shard", b"shard", "to_idc", b"to_idc"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bytes", b"_bytes", "_rows", b"_rows", "bytes", b"bytes", "rows", b"rows"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bytes", b"_bytes", "_rows", b"_rows", "bytes", b"bytes", "from_idc", b"from_idc", "region_code", b"region_code", "required_by_law", b"required_by_law", "rows", b"rows", "shard", b"shard", "to_idc", b"to_idc"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_bytes", b"_bytes"]) -> typing.Literal["bytes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_rows", b"_rows"]) -> typing.Literal["rows"] | None: ...
 
 global___ShardChange = ShardChange
+
+@typing.final
+class AccessChange(google.protobuf.message.Message):
+    """Who may see or write what, before and after."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SENTENCE_FIELD_NUMBER: builtins.int
+    EXAMPLE_FIELD_NUMBER: builtins.int
+    sentence: builtins.str
+    example: builtins.str
+    """One concrete case, as a sentence."""
+    def __init__(
+        self,
+        *,
+        sentence: builtins.str = ...,
+        example: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["example", b"example", "sentence", b"sentence"]) -> None: ...
+
+global___AccessChange = AccessChange
+
+@typing.final
+class HoldingChange(google.protobuf.message.Message):
+    """An IDC that starts or stops to hold rows of a RegionCode."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    STARTS_FIELD_NUMBER: builtins.int
+    STOPS_FIELD_NUMBER: builtins.int
+    region_code: builtins.str
+    @property
+    def starts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def stops(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        region_code: builtins.str = ...,
+        starts: collections.abc.Iterable[builtins.str] | None = ...,
+        stops: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["region_code", b"region_code", "starts", b"starts", "stops", b"stops"]) -> None: ...
+
+global___HoldingChange = HoldingChange
 
 @typing.final
 class PlanPolicyResponse(google.protobuf.message.Message):
@@ -274,8 +340,16 @@ class PlanPolicyResponse(google.protobuf.message.Message):
     MOVED_FIELD_NUMBER: builtins.int
     SCHEMA_CHANGES_FIELD_NUMBER: builtins.int
     ACCESS_CHANGES_FIELD_NUMBER: builtins.int
+    HOLDING_CHANGES_FIELD_NUMBER: builtins.int
+    ESTIMATED_SECONDS_FIELD_NUMBER: builtins.int
+    UNREACHABLE_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
     parent: builtins.int
     """The revision that the plan starts from; 0 when there is none."""
+    estimated_seconds: builtins.float
+    """From the copy rates of earlier moves; not set when none has been seen or nothing is copied."""
+    fingerprint: builtins.str
+    """Stands for all that would be done: `apply` refuses when it is no longer that."""
     @property
     def findings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Finding]: ...
     @property
@@ -287,8 +361,12 @@ class PlanPolicyResponse(google.protobuf.message.Message):
         """New datasets and columns, as dataset or dataset.column."""
 
     @property
-    def access_changes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """One sentence each."""
+    def access_changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AccessChange]: ...
+    @property
+    def holding_changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HoldingChange]: ...
+    @property
+    def unreachable(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """IDCs that could not be asked how much there is to copy."""
 
     def __init__(
         self,
@@ -298,9 +376,15 @@ class PlanPolicyResponse(google.protobuf.message.Message):
         assigned: collections.abc.Iterable[global___ShardChange] | None = ...,
         moved: collections.abc.Iterable[global___ShardChange] | None = ...,
         schema_changes: collections.abc.Iterable[builtins.str] | None = ...,
-        access_changes: collections.abc.Iterable[builtins.str] | None = ...,
+        access_changes: collections.abc.Iterable[global___AccessChange] | None = ...,
+        holding_changes: collections.abc.Iterable[global___HoldingChange] | None = ...,
+        estimated_seconds: builtins.float | None = ...,
+        unreachable: collections.abc.Iterable[builtins.str] | None = ...,
+        fingerprint: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access_changes", b"access_changes", "assigned", b"assigned", "findings", b"findings", "moved", b"moved", "parent", b"parent", "schema_changes", b"schema_changes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_estimated_seconds", b"_estimated_seconds", "estimated_seconds", b"estimated_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_estimated_seconds", b"_estimated_seconds", "access_changes", b"access_changes", "assigned", b"assigned", "estimated_seconds", b"estimated_seconds", "findings", b"findings", "fingerprint", b"fingerprint", "holding_changes", b"holding_changes", "moved", b"moved", "parent", b"parent", "schema_changes", b"schema_changes", "unreachable", b"unreachable"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_estimated_seconds", b"_estimated_seconds"]) -> typing.Literal["estimated_seconds"] | None: ...
 
 global___PlanPolicyResponse = PlanPolicyResponse
 
@@ -314,6 +398,8 @@ class ApplyPolicyRequest(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     PARENT_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REBALANCE_FIELD_NUMBER: builtins.int
+    PLAN_FINGERPRINT_FIELD_NUMBER: builtins.int
     document: builtins.str
     file: builtins.str
     author: builtins.str
@@ -321,6 +407,10 @@ class ApplyPolicyRequest(google.protobuf.message.Message):
     parent: builtins.int
     """The revision that the author has read; refused when another is current. 0: there must be none. Unset: whatever is current."""
     validate_only: builtins.bool
+    rebalance: builtins.bool
+    """As in PlanPolicyRequest."""
+    plan_fingerprint: builtins.str
+    """Of a plan that was seen and meant; refused when applying would do anything else. Empty: no plan was saved."""
     def __init__(
         self,
         *,
@@ -330,9 +420,11 @@ class ApplyPolicyRequest(google.protobuf.message.Message):
         message: builtins.str = ...,
         parent: builtins.int | None = ...,
         validate_only: builtins.bool = ...,
+        rebalance: builtins.bool = ...,
+        plan_fingerprint: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_parent", b"_parent", "parent", b"parent"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_parent", b"_parent", "author", b"author", "document", b"document", "file", b"file", "message", b"message", "parent", b"parent", "validate_only", b"validate_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_parent", b"_parent", "author", b"author", "document", b"document", "file", b"file", "message", b"message", "parent", b"parent", "plan_fingerprint", b"plan_fingerprint", "rebalance", b"rebalance", "validate_only", b"validate_only"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_parent", b"_parent"]) -> typing.Literal["parent"] | None: ...
 
 global___ApplyPolicyRequest = ApplyPolicyRequest
@@ -384,19 +476,31 @@ class Rollout(google.protobuf.message.Message):
     END_TIME_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    AUTHOR_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
     rollout: builtins.str
     policy_revision: builtins.int
     state: builtins.str
-    """running | done"""
+    """running | paused | cancelling | done | cancelled | superseded"""
     shards_total: builtins.int
     shards_done: builtins.int
     note: builtins.str
     """What the controller decided last, and why: one sentence."""
     traceparent: builtins.str
+    kind: builtins.str
+    """policy | move | drain"""
+    author: builtins.str
+    message: builtins.str
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ShardMove]:
+        """In GetRollout and WatchRollout; the first answer of a watch has all of them, the others what has changed."""
+
     def __init__(
         self,
         *,
@@ -409,11 +513,90 @@ class Rollout(google.protobuf.message.Message):
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         note: builtins.str = ...,
         traceparent: builtins.str = ...,
+        kind: builtins.str = ...,
+        author: builtins.str = ...,
+        message: builtins.str = ...,
+        moves: collections.abc.Iterable[global___ShardMove] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["create_time", b"create_time", "end_time", b"end_time", "note", b"note", "policy_revision", b"policy_revision", "rollout", b"rollout", "shards_done", b"shards_done", "shards_total", b"shards_total", "state", b"state", "traceparent", b"traceparent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "create_time", b"create_time", "end_time", b"end_time", "kind", b"kind", "message", b"message", "moves", b"moves", "note", b"note", "policy_revision", b"policy_revision", "rollout", b"rollout", "shards_done", b"shards_done", "shards_total", b"shards_total", "state", b"state", "traceparent", b"traceparent"]) -> None: ...
 
 global___Rollout = Rollout
+
+@typing.final
+class ShardMove(google.protobuf.message.Message):
+    """One shard's way from one IDC to another."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
+    FROM_IDC_FIELD_NUMBER: builtins.int
+    TO_IDC_FIELD_NUMBER: builtins.int
+    PHASE_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    ROWS_COPIED_FIELD_NUMBER: builtins.int
+    BYTES_COPIED_FIELD_NUMBER: builtins.int
+    ROWS_PER_SECOND_FIELD_NUMBER: builtins.int
+    STALL_MS_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
+    START_TIME_FIELD_NUMBER: builtins.int
+    SWITCH_TIME_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    REQUIRED_BY_LAW_FIELD_NUMBER: builtins.int
+    REMAINING_FIELD_NUMBER: builtins.int
+    region_code: builtins.str
+    shard: builtins.int
+    from_idc: builtins.str
+    to_idc: builtins.str
+    phase: builtins.str
+    """waiting | copying | draining | closing | opening | purging | aborting | done | called off"""
+    attempt: builtins.int
+    """Goes up with each try."""
+    rows_copied: builtins.int
+    bytes_copied: builtins.int
+    rows_per_second: builtins.float
+    stall_ms: builtins.float
+    """How long writes were held; 0 before the shard has opened."""
+    digest: builtins.str
+    """Of all rows as they were when the shard was closed; both IDCs have agreed on it."""
+    note: builtins.str
+    """What it waits for, or why it was called off."""
+    required_by_law: builtins.bool
+    remaining: builtins.int
+    """Sequences of changes that the copy is behind its source, as last seen."""
+    @property
+    def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def switch_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        region_code: builtins.str = ...,
+        shard: builtins.int = ...,
+        from_idc: builtins.str = ...,
+        to_idc: builtins.str = ...,
+        phase: builtins.str = ...,
+        attempt: builtins.int = ...,
+        rows_copied: builtins.int = ...,
+        bytes_copied: builtins.int = ...,
+        rows_per_second: builtins.float = ...,
+        stall_ms: builtins.float = ...,
+        digest: builtins.str = ...,
+        note: builtins.str = ...,
+        start_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        switch_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        required_by_law: builtins.bool = ...,
+        remaining: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["end_time", b"end_time", "start_time", b"start_time", "switch_time", b"switch_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "bytes_copied", b"bytes_copied", "digest", b"digest", "end_time", b"end_time", "from_idc", b"from_idc", "note", b"note", "phase", b"phase", "region_code", b"region_code", "remaining", b"remaining", "required_by_law", b"required_by_law", "rows_copied", b"rows_copied", "rows_per_second", b"rows_per_second", "shard", b"shard", "stall_ms", b"stall_ms", "start_time", b"start_time", "switch_time", b"switch_time", "to_idc", b"to_idc"]) -> None: ...
+
+global___ShardMove = ShardMove
 
 @typing.final
 class GetRolloutRequest(google.protobuf.message.Message):
@@ -515,3 +698,332 @@ class WatchRolloutResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["rollout", b"rollout"]) -> None: ...
 
 global___WatchRolloutResponse = WatchRolloutResponse
+
+@typing.final
+class CancelRolloutRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    AUTHOR_FIELD_NUMBER: builtins.int
+    rollout: builtins.str
+    author: builtins.str
+    def __init__(
+        self,
+        *,
+        rollout: builtins.str = ...,
+        author: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "rollout", b"rollout"]) -> None: ...
+
+global___CancelRolloutRequest = CancelRolloutRequest
+
+@typing.final
+class CancelRolloutResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    GOING_ON_FIELD_NUMBER: builtins.int
+    @property
+    def rollout(self) -> global___Rollout: ...
+    @property
+    def going_on(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ShardMove]:
+        """Moves that go on, because the law demands them or they have passed their switch."""
+
+    def __init__(
+        self,
+        *,
+        rollout: global___Rollout | None = ...,
+        going_on: collections.abc.Iterable[global___ShardMove] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rollout", b"rollout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["going_on", b"going_on", "rollout", b"rollout"]) -> None: ...
+
+global___CancelRolloutResponse = CancelRolloutResponse
+
+@typing.final
+class PauseRolloutRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    rollout: builtins.str
+    def __init__(
+        self,
+        *,
+        rollout: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rollout", b"rollout"]) -> None: ...
+
+global___PauseRolloutRequest = PauseRolloutRequest
+
+@typing.final
+class PauseRolloutResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    @property
+    def rollout(self) -> global___Rollout: ...
+    def __init__(
+        self,
+        *,
+        rollout: global___Rollout | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rollout", b"rollout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["rollout", b"rollout"]) -> None: ...
+
+global___PauseRolloutResponse = PauseRolloutResponse
+
+@typing.final
+class ResumeRolloutRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    rollout: builtins.str
+    def __init__(
+        self,
+        *,
+        rollout: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rollout", b"rollout"]) -> None: ...
+
+global___ResumeRolloutRequest = ResumeRolloutRequest
+
+@typing.final
+class ResumeRolloutResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    @property
+    def rollout(self) -> global___Rollout: ...
+    def __init__(
+        self,
+        *,
+        rollout: global___Rollout | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["rollout", b"rollout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["rollout", b"rollout"]) -> None: ...
+
+global___ResumeRolloutResponse = ResumeRolloutResponse
+
+@typing.final
+class MoveShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
+    TO_IDC_FIELD_NUMBER: builtins.int
+    AUTHOR_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    region_code: builtins.str
+    shard: builtins.int
+    to_idc: builtins.str
+    author: builtins.str
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        region_code: builtins.str = ...,
+        shard: builtins.int = ...,
+        to_idc: builtins.str = ...,
+        author: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "message", b"message", "region_code", b"region_code", "shard", b"shard", "to_idc", b"to_idc"]) -> None: ...
+
+global___MoveShardRequest = MoveShardRequest
+
+@typing.final
+class MoveShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    rollout: builtins.str
+    def __init__(
+        self,
+        *,
+        rollout: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rollout", b"rollout"]) -> None: ...
+
+global___MoveShardResponse = MoveShardResponse
+
+@typing.final
+class DrainIdcRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDC_FIELD_NUMBER: builtins.int
+    AUTHOR_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    idc: builtins.str
+    author: builtins.str
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        idc: builtins.str = ...,
+        author: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "idc", b"idc", "message", b"message"]) -> None: ...
+
+global___DrainIdcRequest = DrainIdcRequest
+
+@typing.final
+class DrainIdcResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
+    STUCK_FIELD_NUMBER: builtins.int
+    rollout: builtins.str
+    """Empty when nothing can leave."""
+    @property
+    def moved(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ShardChange]: ...
+    @property
+    def stuck(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StuckShards]:
+        """Shards that no other IDC may hold."""
+
+    def __init__(
+        self,
+        *,
+        rollout: builtins.str = ...,
+        moved: collections.abc.Iterable[global___ShardChange] | None = ...,
+        stuck: collections.abc.Iterable[global___StuckShards] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["moved", b"moved", "rollout", b"rollout", "stuck", b"stuck"]) -> None: ...
+
+global___DrainIdcResponse = DrainIdcResponse
+
+@typing.final
+class StuckShards(google.protobuf.message.Message):
+    """Shards of one RegionCode that must stay where they are, and why."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    SHARDS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    region_code: builtins.str
+    reason: builtins.str
+    @property
+    def shards(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        region_code: builtins.str = ...,
+        shards: collections.abc.Iterable[builtins.int] | None = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason", "region_code", b"region_code", "shards", b"shards"]) -> None: ...
+
+global___StuckShards = StuckShards
+
+@typing.final
+class UndrainIdcRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDC_FIELD_NUMBER: builtins.int
+    AUTHOR_FIELD_NUMBER: builtins.int
+    idc: builtins.str
+    author: builtins.str
+    def __init__(
+        self,
+        *,
+        idc: builtins.str = ...,
+        author: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "idc", b"idc"]) -> None: ...
+
+global___UndrainIdcRequest = UndrainIdcRequest
+
+@typing.final
+class UndrainIdcResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___UndrainIdcResponse = UndrainIdcResponse
+
+@typing.final
+class ListAuditEntriesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """1 to 1,000; 100 when 0."""
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListAuditEntriesRequest = ListAuditEntriesRequest
+
+@typing.final
+class AuditEntry(google.protobuf.message.Message):
+    """One link of the chain. Its hash covers every other field and the hash before it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    PREVIOUS_HASH_FIELD_NUMBER: builtins.int
+    HASH_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """From 1, without a gap."""
+    kind: builtins.str
+    """policy | rollout | move | drain | crossings"""
+    content: builtins.str
+    """What happened, as canonical JSON."""
+    previous_hash: builtins.str
+    """Lower-case hex of SHA-256."""
+    hash: builtins.str
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        kind: builtins.str = ...,
+        content: builtins.str = ...,
+        previous_hash: builtins.str = ...,
+        hash: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "hash", b"hash", "kind", b"kind", "number", b"number", "previous_hash", b"previous_hash", "time", b"time"]) -> None: ...
+
+global___AuditEntry = AuditEntry
+
+@typing.final
+class ListAuditEntriesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    HEAD_NUMBER_FIELD_NUMBER: builtins.int
+    HEAD_HASH_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    head_number: builtins.int
+    """The newest entry's, when the page was read."""
+    head_hash: builtins.str
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AuditEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: collections.abc.Iterable[global___AuditEntry] | None = ...,
+        next_page_token: builtins.str = ...,
+        head_number: builtins.int = ...,
+        head_hash: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "head_hash", b"head_hash", "head_number", b"head_number", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListAuditEntriesResponse = ListAuditEntriesResponse

@@ -74,6 +74,41 @@ class PolicyServiceStub(object):
                 request_serializer=regiongate_dot_v1_dot_policy__service__pb2.WatchRolloutRequest.SerializeToString,
                 response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.WatchRolloutResponse.FromString,
                 _registered_method=True)
+        self.CancelRollout = channel.unary_unary(
+                '/regiongate.v1.PolicyService/CancelRollout',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.CancelRolloutRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.CancelRolloutResponse.FromString,
+                _registered_method=True)
+        self.PauseRollout = channel.unary_unary(
+                '/regiongate.v1.PolicyService/PauseRollout',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.PauseRolloutRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.PauseRolloutResponse.FromString,
+                _registered_method=True)
+        self.ResumeRollout = channel.unary_unary(
+                '/regiongate.v1.PolicyService/ResumeRollout',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.ResumeRolloutRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.ResumeRolloutResponse.FromString,
+                _registered_method=True)
+        self.MoveShard = channel.unary_unary(
+                '/regiongate.v1.PolicyService/MoveShard',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.MoveShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.MoveShardResponse.FromString,
+                _registered_method=True)
+        self.DrainIdc = channel.unary_unary(
+                '/regiongate.v1.PolicyService/DrainIdc',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.DrainIdcRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.DrainIdcResponse.FromString,
+                _registered_method=True)
+        self.UndrainIdc = channel.unary_unary(
+                '/regiongate.v1.PolicyService/UndrainIdc',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.UndrainIdcRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.UndrainIdcResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/regiongate.v1.PolicyService/ListAuditEntries',
+                request_serializer=regiongate_dot_v1_dot_policy__service__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_policy__service__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer(object):
@@ -132,6 +167,54 @@ class PolicyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelRollout(self, request, context):
+        """Calls off what has not passed its switch and is not demanded by law; what has, goes on to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRollout(self, request, context):
+        """Starts no further move until it is resumed; what is under way goes on to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRollout(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveShard(self, request, context):
+        """Moves one shard to a lawful IDC, as a rollout of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainIdc(self, request, context):
+        """Empties an IDC as far as the law lets its shards go elsewhere, and assigns it none until it is undrained.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainIdc(self, request, context):
+        """Lets an IDC be assigned shards again; moves none back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEntries(self, request, context):
+        """The audit trail, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +257,41 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.WatchRollout,
                     request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.WatchRolloutRequest.FromString,
                     response_serializer=regiongate_dot_v1_dot_policy__service__pb2.WatchRolloutResponse.SerializeToString,
+            ),
+            'CancelRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRollout,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.CancelRolloutRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.CancelRolloutResponse.SerializeToString,
+            ),
+            'PauseRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRollout,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.PauseRolloutRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.PauseRolloutResponse.SerializeToString,
+            ),
+            'ResumeRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRollout,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.ResumeRolloutRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.ResumeRolloutResponse.SerializeToString,
+            ),
+            'MoveShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveShard,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.MoveShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.MoveShardResponse.SerializeToString,
+            ),
+            'DrainIdc': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainIdc,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.DrainIdcRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.DrainIdcResponse.SerializeToString,
+            ),
+            'UndrainIdc': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainIdc,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.UndrainIdcRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.UndrainIdcResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=regiongate_dot_v1_dot_policy__service__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_policy__service__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -392,6 +510,195 @@ class PolicyService(object):
             '/regiongate.v1.PolicyService/WatchRollout',
             regiongate_dot_v1_dot_policy__service__pb2.WatchRolloutRequest.SerializeToString,
             regiongate_dot_v1_dot_policy__service__pb2.WatchRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/CancelRollout',
+            regiongate_dot_v1_dot_policy__service__pb2.CancelRolloutRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.CancelRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/PauseRollout',
+            regiongate_dot_v1_dot_policy__service__pb2.PauseRolloutRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.PauseRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/ResumeRollout',
+            regiongate_dot_v1_dot_policy__service__pb2.ResumeRolloutRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.ResumeRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/MoveShard',
+            regiongate_dot_v1_dot_policy__service__pb2.MoveShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.MoveShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainIdc(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/DrainIdc',
+            regiongate_dot_v1_dot_policy__service__pb2.DrainIdcRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.DrainIdcResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainIdc(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/UndrainIdc',
+            regiongate_dot_v1_dot_policy__service__pb2.UndrainIdcRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.UndrainIdcResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.PolicyService/ListAuditEntries',
+            regiongate_dot_v1_dot_policy__service__pb2.ListAuditEntriesRequest.SerializeToString,
+            regiongate_dot_v1_dot_policy__service__pb2.ListAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

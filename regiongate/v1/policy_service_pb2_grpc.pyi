@@ -64,6 +64,47 @@ class PolicyServiceStub:
     ]
     """The rollout as it is, then each change, until it has ended."""
 
+    CancelRollout: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.CancelRolloutRequest,
+        regiongate.v1.policy_service_pb2.CancelRolloutResponse,
+    ]
+    """Calls off what has not passed its switch and is not demanded by law; what has, goes on to its end."""
+
+    PauseRollout: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.PauseRolloutRequest,
+        regiongate.v1.policy_service_pb2.PauseRolloutResponse,
+    ]
+    """Starts no further move until it is resumed; what is under way goes on to its end."""
+
+    ResumeRollout: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.ResumeRolloutRequest,
+        regiongate.v1.policy_service_pb2.ResumeRolloutResponse,
+    ]
+
+    MoveShard: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.MoveShardRequest,
+        regiongate.v1.policy_service_pb2.MoveShardResponse,
+    ]
+    """Moves one shard to a lawful IDC, as a rollout of its own."""
+
+    DrainIdc: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.DrainIdcRequest,
+        regiongate.v1.policy_service_pb2.DrainIdcResponse,
+    ]
+    """Empties an IDC as far as the law lets its shards go elsewhere, and assigns it none until it is undrained."""
+
+    UndrainIdc: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.UndrainIdcRequest,
+        regiongate.v1.policy_service_pb2.UndrainIdcResponse,
+    ]
+    """Lets an IDC be assigned shards again; moves none back."""
+
+    ListAuditEntries: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.ListAuditEntriesRequest,
+        regiongate.v1.policy_service_pb2.ListAuditEntriesResponse,
+    ]
+    """The audit trail, oldest first."""
+
 class PolicyServiceAsyncStub:
     GetPolicy: grpc.aio.UnaryUnaryMultiCallable[
         regiongate.v1.policy_service_pb2.GetPolicyRequest,
@@ -109,6 +150,47 @@ class PolicyServiceAsyncStub:
         regiongate.v1.policy_service_pb2.WatchRolloutResponse,
     ]
     """The rollout as it is, then each change, until it has ended."""
+
+    CancelRollout: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.CancelRolloutRequest,
+        regiongate.v1.policy_service_pb2.CancelRolloutResponse,
+    ]
+    """Calls off what has not passed its switch and is not demanded by law; what has, goes on to its end."""
+
+    PauseRollout: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.PauseRolloutRequest,
+        regiongate.v1.policy_service_pb2.PauseRolloutResponse,
+    ]
+    """Starts no further move until it is resumed; what is under way goes on to its end."""
+
+    ResumeRollout: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.ResumeRolloutRequest,
+        regiongate.v1.policy_service_pb2.ResumeRolloutResponse,
+    ]
+
+    MoveShard: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.MoveShardRequest,
+        regiongate.v1.policy_service_pb2.MoveShardResponse,
+    ]
+    """Moves one shard to a lawful IDC, as a rollout of its own."""
+
+    DrainIdc: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.DrainIdcRequest,
+        regiongate.v1.policy_service_pb2.DrainIdcResponse,
+    ]
+    """Empties an IDC as far as the law lets its shards go elsewhere, and assigns it none until it is undrained."""
+
+    UndrainIdc: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.UndrainIdcRequest,
+        regiongate.v1.policy_service_pb2.UndrainIdcResponse,
+    ]
+    """Lets an IDC be assigned shards again; moves none back."""
+
+    ListAuditEntries: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.policy_service_pb2.ListAuditEntriesRequest,
+        regiongate.v1.policy_service_pb2.ListAuditEntriesResponse,
+    ]
+    """The audit trail, oldest first."""
 
 class PolicyServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -171,5 +253,60 @@ class PolicyServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[regiongate.v1.policy_service_pb2.WatchRolloutResponse], collections.abc.AsyncIterator[regiongate.v1.policy_service_pb2.WatchRolloutResponse]]:
         """The rollout as it is, then each change, until it has ended."""
+
+    @abc.abstractmethod
+    def CancelRollout(
+        self,
+        request: regiongate.v1.policy_service_pb2.CancelRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.CancelRolloutResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.CancelRolloutResponse]]:
+        """Calls off what has not passed its switch and is not demanded by law; what has, goes on to its end."""
+
+    @abc.abstractmethod
+    def PauseRollout(
+        self,
+        request: regiongate.v1.policy_service_pb2.PauseRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.PauseRolloutResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.PauseRolloutResponse]]:
+        """Starts no further move until it is resumed; what is under way goes on to its end."""
+
+    @abc.abstractmethod
+    def ResumeRollout(
+        self,
+        request: regiongate.v1.policy_service_pb2.ResumeRolloutRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.ResumeRolloutResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.ResumeRolloutResponse]]: ...
+
+    @abc.abstractmethod
+    def MoveShard(
+        self,
+        request: regiongate.v1.policy_service_pb2.MoveShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.MoveShardResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.MoveShardResponse]]:
+        """Moves one shard to a lawful IDC, as a rollout of its own."""
+
+    @abc.abstractmethod
+    def DrainIdc(
+        self,
+        request: regiongate.v1.policy_service_pb2.DrainIdcRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.DrainIdcResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.DrainIdcResponse]]:
+        """Empties an IDC as far as the law lets its shards go elsewhere, and assigns it none until it is undrained."""
+
+    @abc.abstractmethod
+    def UndrainIdc(
+        self,
+        request: regiongate.v1.policy_service_pb2.UndrainIdcRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.UndrainIdcResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.UndrainIdcResponse]]:
+        """Lets an IDC be assigned shards again; moves none back."""
+
+    @abc.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: regiongate.v1.policy_service_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.policy_service_pb2.ListAuditEntriesResponse, collections.abc.Awaitable[regiongate.v1.policy_service_pb2.ListAuditEntriesResponse]]:
+        """The audit trail, oldest first."""
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -338,6 +338,73 @@ class DeleteRowResponse(google.protobuf.message.Message):
 global___DeleteRowResponse = DeleteRowResponse
 
 @typing.final
+class MoveRowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: builtins.int
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    TO_REGION_CODE_FIELD_NUMBER: builtins.int
+    IF_VERSION_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    dataset: builtins.str
+    region_code: builtins.str
+    to_region_code: builtins.str
+    """Another one; no row of this key may live there."""
+    if_version: builtins.int
+    """The version that the row must have, above 0."""
+    request_id: builtins.str
+    """Needed: a retry carries the same."""
+    @property
+    def key(self) -> regiongate.v1.types_pb2.Key: ...
+    def __init__(
+        self,
+        *,
+        dataset: builtins.str = ...,
+        region_code: builtins.str = ...,
+        key: regiongate.v1.types_pb2.Key | None = ...,
+        to_region_code: builtins.str = ...,
+        if_version: builtins.int | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_if_version", b"_if_version", "if_version", b"if_version", "key", b"key"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_if_version", b"_if_version", "dataset", b"dataset", "if_version", b"if_version", "key", b"key", "region_code", b"region_code", "request_id", b"request_id", "to_region_code", b"to_region_code"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_if_version", b"_if_version"]) -> typing.Literal["if_version"] | None: ...
+
+global___MoveRowRequest = MoveRowRequest
+
+@typing.final
+class MoveRowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECEIPT_FIELD_NUMBER: builtins.int
+    FROM_DECISION_FIELD_NUMBER: builtins.int
+    TO_DECISION_FIELD_NUMBER: builtins.int
+    @property
+    def receipt(self) -> global___WriteReceipt:
+        """Of the row at its new home."""
+
+    @property
+    def from_decision(self) -> regiongate.v1.types_pb2.Decision:
+        """By the rules of the RegionCode that it left."""
+
+    @property
+    def to_decision(self) -> regiongate.v1.types_pb2.Decision:
+        """By those of the one that it has come to."""
+
+    def __init__(
+        self,
+        *,
+        receipt: global___WriteReceipt | None = ...,
+        from_decision: regiongate.v1.types_pb2.Decision | None = ...,
+        to_decision: regiongate.v1.types_pb2.Decision | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["from_decision", b"from_decision", "receipt", b"receipt", "to_decision", b"to_decision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["from_decision", b"from_decision", "receipt", b"receipt", "to_decision", b"to_decision"]) -> None: ...
+
+global___MoveRowResponse = MoveRowResponse
+
+@typing.final
 class WriteReceipt(google.protobuf.message.Message):
     """What a write left behind, durably."""
 

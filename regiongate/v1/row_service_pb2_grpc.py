@@ -64,6 +64,11 @@ class RowServiceStub(object):
                 request_serializer=regiongate_dot_v1_dot_row__service__pb2.BatchWriteRowsRequest.SerializeToString,
                 response_deserializer=regiongate_dot_v1_dot_row__service__pb2.BatchWriteRowsResponse.FromString,
                 _registered_method=True)
+        self.MoveRow = channel.unary_unary(
+                '/regiongate.v1.RowService/MoveRow',
+                request_serializer=regiongate_dot_v1_dot_row__service__pb2.MoveRowRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_row__service__pb2.MoveRowResponse.FromString,
+                _registered_method=True)
         self.Exchange = channel.stream_stream(
                 '/regiongate.v1.RowService/Exchange',
                 request_serializer=regiongate_dot_v1_dot_row__service__pb2.ExchangeRequest.SerializeToString,
@@ -116,6 +121,13 @@ class RowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveRow(self, request, context):
+        """Gives a row another RegionCode: live at its new home and gone at the old one, at one instant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Exchange(self, request_iterator, context):
         """A kept stream of operations: many to a message, answered in any order. One failing leaves the others alone.
         """
@@ -155,6 +167,11 @@ def add_RowServiceServicer_to_server(servicer, server):
                     servicer.BatchWriteRows,
                     request_deserializer=regiongate_dot_v1_dot_row__service__pb2.BatchWriteRowsRequest.FromString,
                     response_serializer=regiongate_dot_v1_dot_row__service__pb2.BatchWriteRowsResponse.SerializeToString,
+            ),
+            'MoveRow': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveRow,
+                    request_deserializer=regiongate_dot_v1_dot_row__service__pb2.MoveRowRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_row__service__pb2.MoveRowResponse.SerializeToString,
             ),
             'Exchange': grpc.stream_stream_rpc_method_handler(
                     servicer.Exchange,
@@ -324,6 +341,33 @@ class RowService(object):
             '/regiongate.v1.RowService/BatchWriteRows',
             regiongate_dot_v1_dot_row__service__pb2.BatchWriteRowsRequest.SerializeToString,
             regiongate_dot_v1_dot_row__service__pb2.BatchWriteRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveRow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.RowService/MoveRow',
+            regiongate_dot_v1_dot_row__service__pb2.MoveRowRequest.SerializeToString,
+            regiongate_dot_v1_dot_row__service__pb2.MoveRowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,12 @@ class RowServiceStub:
     ]
     """One result for each write, in the order of the writes. Rows of one shard without a condition commit together."""
 
+    MoveRow: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.row_service_pb2.MoveRowRequest,
+        regiongate.v1.row_service_pb2.MoveRowResponse,
+    ]
+    """Gives a row another RegionCode: live at its new home and gone at the old one, at one instant."""
+
     Exchange: grpc.StreamStreamMultiCallable[
         regiongate.v1.row_service_pb2.ExchangeRequest,
         regiongate.v1.row_service_pb2.ExchangeResponse,
@@ -102,6 +108,12 @@ class RowServiceAsyncStub:
         regiongate.v1.row_service_pb2.BatchWriteRowsResponse,
     ]
     """One result for each write, in the order of the writes. Rows of one shard without a condition commit together."""
+
+    MoveRow: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.row_service_pb2.MoveRowRequest,
+        regiongate.v1.row_service_pb2.MoveRowResponse,
+    ]
+    """Gives a row another RegionCode: live at its new home and gone at the old one, at one instant."""
 
     Exchange: grpc.aio.StreamStreamMultiCallable[
         regiongate.v1.row_service_pb2.ExchangeRequest,
@@ -157,6 +169,14 @@ class RowServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[regiongate.v1.row_service_pb2.BatchWriteRowsResponse, collections.abc.Awaitable[regiongate.v1.row_service_pb2.BatchWriteRowsResponse]]:
         """One result for each write, in the order of the writes. Rows of one shard without a condition commit together."""
+
+    @abc.abstractmethod
+    def MoveRow(
+        self,
+        request: regiongate.v1.row_service_pb2.MoveRowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.row_service_pb2.MoveRowResponse, collections.abc.Awaitable[regiongate.v1.row_service_pb2.MoveRowResponse]]:
+        """Gives a row another RegionCode: live at its new home and gone at the old one, at one instant."""
 
     @abc.abstractmethod
     def Exchange(

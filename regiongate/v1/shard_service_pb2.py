@@ -22,32 +22,104 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from regiongate.v1 import row_service_pb2 as regiongate_dot_v1_dot_row__service__pb2
 from regiongate.v1 import types_pb2 as regiongate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!regiongate/v1/shard_service.proto\x12\rregiongate.v1\x1a\x19regiongate/v1/types.proto\"=\n\x08ShardRef\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"_\n\nShardFence\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0c\n\x04mode\x18\x04 \x01(\t\x12\x10\n\x08last_seq\x18\x05 \x01(\x03\"<\n\x11OpenShardsRequest\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\"?\n\x12OpenShardsResponse\x12)\n\x06\x66\x65nces\x18\x01 \x03(\x0b\x32\x19.regiongate.v1.ShardFence\";\n\x10GetFencesRequest\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\">\n\x11GetFencesResponse\x12)\n\x06\x66\x65nces\x18\x01 \x03(\x0b\x32\x19.regiongate.v1.ShardFence\"\xaf\x01\n\x0fScanRowsRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\'\n\x06shards\x18\x02 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\x12!\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x12.regiongate.v1.Key\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x0f\n\x07purpose\x18\x07 \x01(\t\"m\n\x10ScanRowsResponse\x12 \n\x04rows\x18\x01 \x03(\x0b\x32\x12.regiongate.v1.Row\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12)\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x17.regiongate.v1.Decision2\xfe\x01\n\x0cShardService\x12Q\n\nOpenShards\x12 .regiongate.v1.OpenShardsRequest\x1a!.regiongate.v1.OpenShardsResponse\x12N\n\tGetFences\x12\x1f.regiongate.v1.GetFencesRequest\x1a .regiongate.v1.GetFencesResponse\x12K\n\x08ScanRows\x12\x1e.regiongate.v1.ScanRowsRequest\x1a\x1f.regiongate.v1.ScanRowsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!regiongate/v1/shard_service.proto\x12\rregiongate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fregiongate/v1/row_service.proto\x1a\x19regiongate/v1/types.proto\"=\n\x08ShardRef\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"_\n\nShardFence\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0c\n\x04mode\x18\x04 \x01(\t\x12\x10\n\x08last_seq\x18\x05 \x01(\x03\"<\n\x11OpenShardsRequest\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\"?\n\x12OpenShardsResponse\x12)\n\x06\x66\x65nces\x18\x01 \x03(\x0b\x32\x19.regiongate.v1.ShardFence\";\n\x10GetFencesRequest\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\">\n\x11GetFencesResponse\x12)\n\x06\x66\x65nces\x18\x01 \x03(\x0b\x32\x19.regiongate.v1.ShardFence\"\xaf\x01\n\x0fScanRowsRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\x12\'\n\x06shards\x18\x02 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\x12!\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x12.regiongate.v1.Key\x12\x0e\n\x06\x66ilter\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x06 \x03(\t\x12\x0f\n\x07purpose\x18\x07 \x01(\t\"m\n\x10ScanRowsResponse\x12 \n\x04rows\x18\x01 \x03(\x0b\x32\x12.regiongate.v1.Row\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12)\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x17.regiongate.v1.Decision\"u\n\x07MoveRef\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x03\x12\x12\n\nsource_idc\x18\x05 \x01(\t\x12\x12\n\ntarget_idc\x18\x06 \x01(\t\"+\n\x0bShardDigest\x12\x0c\n\x04rows\x18\x01 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\":\n\x12\x42\x65ginExportRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\"?\n\x13\x42\x65ginExportResponse\x12(\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.regiongate.v1.ShardFence\"h\n\x12ImportShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\x12\x1a\n\rclosed_at_seq\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_closed_at_seq\"\xa5\x01\n\x13ImportShardResponse\x12\x13\n\x0brows_copied\x18\x01 \x01(\x03\x12\x14\n\x0c\x62ytes_copied\x18\x02 \x01(\x03\x12\x12\n\ncopied_seq\x18\x03 \x01(\x03\x12\x12\n\nsource_seq\x18\x04 \x01(\x03\x12\x0f\n\x07is_done\x18\x05 \x01(\x08\x12*\n\x06\x64igest\x18\x06 \x01(\x0b\x32\x1a.regiongate.v1.ShardDigest\"9\n\x11\x44rainShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\">\n\x12\x44rainShardResponse\x12(\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.regiongate.v1.ShardFence\"9\n\x11\x43loseShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\">\n\x12\x43loseShardResponse\x12(\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.regiongate.v1.ShardFence\"8\n\x10OpenShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\"=\n\x11OpenShardResponse\x12(\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.regiongate.v1.ShardFence\":\n\x12ReopenShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\"?\n\x13ReopenShardResponse\x12(\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.regiongate.v1.ShardFence\"g\n\x11PurgeShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\x12,\n\x08\x65xpected\x18\x02 \x01(\x0b\x32\x1a.regiongate.v1.ShardDigest\"\x98\x01\n\x12PurgeShardResponse\x12?\n\x07\x64\x65leted\x18\x01 \x03(\x0b\x32..regiongate.v1.PurgeShardResponse.DeletedEntry\x12\x11\n\tremaining\x18\x02 \x01(\x03\x1a.\n\x0c\x44\x65letedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"?\n\x14MeasureShardsRequest\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.regiongate.v1.ShardRef\"L\n\tShardSize\x12\x13\n\x0bregion_code\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x0c\n\x04rows\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\"@\n\x15MeasureShardsResponse\x12\'\n\x05sizes\x18\x01 \x03(\x0b\x32\x18.regiongate.v1.ShardSize\"\x8f\x01\n\x12\x45xportShardRequest\x12$\n\x04move\x18\x01 \x01(\x0b\x32\x16.regiongate.v1.MoveRef\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\x12.\n\nafter_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08is_final\x18\x04 \x01(\x08\"<\n\x0bTableLayout\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x02 \x03(\t\x12\r\n\x05types\x18\x03 \x03(\t\"\xe3\x01\n\x13\x45xportShardResponse\x12)\n\x04head\x18\x01 \x01(\x0b\x32\x19.regiongate.v1.ExportHeadH\x00\x12+\n\x05slice\x18\x02 \x01(\x0b\x32\x1a.regiongate.v1.ExportSliceH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12\x32\n\tslice_end\x18\x04 \x01(\x0b\x32\x1d.regiongate.v1.ExportSliceEndH\x00\x12\'\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x18.regiongate.v1.ExportEndH\x00\x42\x06\n\x04part\"J\n\nExportHead\x12*\n\x06tables\x18\x01 \x03(\x0b\x32\x1a.regiongate.v1.TableLayout\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\"\x1c\n\x0b\x45xportSlice\x12\r\n\x05table\x18\x01 \x01(\t\"\x98\x01\n\x0e\x45xportSliceEnd\x12*\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x1a.regiongate.v1.ShardDigest\x12\x18\n\x0bthrough_seq\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x30\n\x0cthrough_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_through_seq\"L\n\tExportEnd\x12\x10\n\x08last_seq\x18\x01 \x01(\x03\x12-\n\tlast_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"X\n\x15\x46orwardMoveRowRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.regiongate.v1.MoveRowRequest\x12\x0f\n\x07purpose\x18\x02 \x01(\t\"J\n\x16\x46orwardMoveRowResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1e.regiongate.v1.MoveRowResponse\"\xed\x02\n\x11ReceiveRowRequest\x12(\n\x04step\x18\x01 \x01(\x0e\x32\x1a.regiongate.v1.RowMoveStep\x12\x0f\n\x07move_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12&\n\x05shard\x18\x04 \x01(\x0b\x32\x17.regiongate.v1.ShardRef\x12\x1f\n\x03key\x18\x05 \x01(\x0b\x32\x12.regiongate.v1.Key\x12\x18\n\x10\x66rom_region_code\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12>\n\x07\x63olumns\x18\x08 \x03(\x0b\x32-.regiongate.v1.ReceiveRowRequest.ColumnsEntry\x12\x0f\n\x07purpose\x18\t \x01(\t\x1a\x44\n\x0c\x43olumnsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.regiongate.v1.Value:\x02\x38\x01\"|\n\x12ReceiveRowResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12,\n\x07receipt\x18\x02 \x01(\x0b\x32\x1b.regiongate.v1.WriteReceipt\x12)\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x17.regiongate.v1.Decision*\x92\x01\n\x0bRowMoveStep\x12\x1d\n\x19ROW_MOVE_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14ROW_MOVE_STEP_ARRIVE\x10\x01\x12\x18\n\x14ROW_MOVE_STEP_SETTLE\x10\x02\x12\x18\n\x14ROW_MOVE_STEP_CANCEL\x10\x03\x12\x16\n\x12ROW_MOVE_STEP_FIND\x10\x04\x32\xb1\t\n\x0cShardService\x12Q\n\nOpenShards\x12 .regiongate.v1.OpenShardsRequest\x1a!.regiongate.v1.OpenShardsResponse\x12N\n\tGetFences\x12\x1f.regiongate.v1.GetFencesRequest\x1a .regiongate.v1.GetFencesResponse\x12K\n\x08ScanRows\x12\x1e.regiongate.v1.ScanRowsRequest\x1a\x1f.regiongate.v1.ScanRowsResponse\x12T\n\x0b\x42\x65ginExport\x12!.regiongate.v1.BeginExportRequest\x1a\".regiongate.v1.BeginExportResponse\x12V\n\x0bImportShard\x12!.regiongate.v1.ImportShardRequest\x1a\".regiongate.v1.ImportShardResponse0\x01\x12Q\n\nDrainShard\x12 .regiongate.v1.DrainShardRequest\x1a!.regiongate.v1.DrainShardResponse\x12Q\n\nCloseShard\x12 .regiongate.v1.CloseShardRequest\x1a!.regiongate.v1.CloseShardResponse\x12N\n\tOpenShard\x12\x1f.regiongate.v1.OpenShardRequest\x1a .regiongate.v1.OpenShardResponse\x12T\n\x0bReopenShard\x12!.regiongate.v1.ReopenShardRequest\x1a\".regiongate.v1.ReopenShardResponse\x12Q\n\nPurgeShard\x12 .regiongate.v1.PurgeShardRequest\x1a!.regiongate.v1.PurgeShardResponse\x12Z\n\rMeasureShards\x12#.regiongate.v1.MeasureShardsRequest\x1a$.regiongate.v1.MeasureShardsResponse\x12V\n\x0b\x45xportShard\x12!.regiongate.v1.ExportShardRequest\x1a\".regiongate.v1.ExportShardResponse0\x01\x12]\n\x0e\x46orwardMoveRow\x12$.regiongate.v1.ForwardMoveRowRequest\x1a%.regiongate.v1.ForwardMoveRowResponse\x12Q\n\nReceiveRow\x12 .regiongate.v1.ReceiveRowRequest\x1a!.regiongate.v1.ReceiveRowResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'regiongate.v1.shard_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHARDREF']._serialized_start=79
-  _globals['_SHARDREF']._serialized_end=140
-  _globals['_SHARDFENCE']._serialized_start=142
-  _globals['_SHARDFENCE']._serialized_end=237
-  _globals['_OPENSHARDSREQUEST']._serialized_start=239
-  _globals['_OPENSHARDSREQUEST']._serialized_end=299
-  _globals['_OPENSHARDSRESPONSE']._serialized_start=301
-  _globals['_OPENSHARDSRESPONSE']._serialized_end=364
-  _globals['_GETFENCESREQUEST']._serialized_start=366
-  _globals['_GETFENCESREQUEST']._serialized_end=425
-  _globals['_GETFENCESRESPONSE']._serialized_start=427
-  _globals['_GETFENCESRESPONSE']._serialized_end=489
-  _globals['_SCANROWSREQUEST']._serialized_start=492
-  _globals['_SCANROWSREQUEST']._serialized_end=667
-  _globals['_SCANROWSRESPONSE']._serialized_start=669
-  _globals['_SCANROWSRESPONSE']._serialized_end=778
-  _globals['_SHARDSERVICE']._serialized_start=781
-  _globals['_SHARDSERVICE']._serialized_end=1035
+  _globals['_PURGESHARDRESPONSE_DELETEDENTRY']._loaded_options = None
+  _globals['_PURGESHARDRESPONSE_DELETEDENTRY']._serialized_options = b'8\001'
+  _globals['_RECEIVEROWREQUEST_COLUMNSENTRY']._loaded_options = None
+  _globals['_RECEIVEROWREQUEST_COLUMNSENTRY']._serialized_options = b'8\001'
+  _globals['_ROWMOVESTEP']._serialized_start=3808
+  _globals['_ROWMOVESTEP']._serialized_end=3954
+  _globals['_SHARDREF']._serialized_start=145
+  _globals['_SHARDREF']._serialized_end=206
+  _globals['_SHARDFENCE']._serialized_start=208
+  _globals['_SHARDFENCE']._serialized_end=303
+  _globals['_OPENSHARDSREQUEST']._serialized_start=305
+  _globals['_OPENSHARDSREQUEST']._serialized_end=365
+  _globals['_OPENSHARDSRESPONSE']._serialized_start=367
+  _globals['_OPENSHARDSRESPONSE']._serialized_end=430
+  _globals['_GETFENCESREQUEST']._serialized_start=432
+  _globals['_GETFENCESREQUEST']._serialized_end=491
+  _globals['_GETFENCESRESPONSE']._serialized_start=493
+  _globals['_GETFENCESRESPONSE']._serialized_end=555
+  _globals['_SCANROWSREQUEST']._serialized_start=558
+  _globals['_SCANROWSREQUEST']._serialized_end=733
+  _globals['_SCANROWSRESPONSE']._serialized_start=735
+  _globals['_SCANROWSRESPONSE']._serialized_end=844
+  _globals['_MOVEREF']._serialized_start=846
+  _globals['_MOVEREF']._serialized_end=963
+  _globals['_SHARDDIGEST']._serialized_start=965
+  _globals['_SHARDDIGEST']._serialized_end=1008
+  _globals['_BEGINEXPORTREQUEST']._serialized_start=1010
+  _globals['_BEGINEXPORTREQUEST']._serialized_end=1068
+  _globals['_BEGINEXPORTRESPONSE']._serialized_start=1070
+  _globals['_BEGINEXPORTRESPONSE']._serialized_end=1133
+  _globals['_IMPORTSHARDREQUEST']._serialized_start=1135
+  _globals['_IMPORTSHARDREQUEST']._serialized_end=1239
+  _globals['_IMPORTSHARDRESPONSE']._serialized_start=1242
+  _globals['_IMPORTSHARDRESPONSE']._serialized_end=1407
+  _globals['_DRAINSHARDREQUEST']._serialized_start=1409
+  _globals['_DRAINSHARDREQUEST']._serialized_end=1466
+  _globals['_DRAINSHARDRESPONSE']._serialized_start=1468
+  _globals['_DRAINSHARDRESPONSE']._serialized_end=1530
+  _globals['_CLOSESHARDREQUEST']._serialized_start=1532
+  _globals['_CLOSESHARDREQUEST']._serialized_end=1589
+  _globals['_CLOSESHARDRESPONSE']._serialized_start=1591
+  _globals['_CLOSESHARDRESPONSE']._serialized_end=1653
+  _globals['_OPENSHARDREQUEST']._serialized_start=1655
+  _globals['_OPENSHARDREQUEST']._serialized_end=1711
+  _globals['_OPENSHARDRESPONSE']._serialized_start=1713
+  _globals['_OPENSHARDRESPONSE']._serialized_end=1774
+  _globals['_REOPENSHARDREQUEST']._serialized_start=1776
+  _globals['_REOPENSHARDREQUEST']._serialized_end=1834
+  _globals['_REOPENSHARDRESPONSE']._serialized_start=1836
+  _globals['_REOPENSHARDRESPONSE']._serialized_end=1899
+  _globals['_PURGESHARDREQUEST']._serialized_start=1901
+  _globals['_PURGESHARDREQUEST']._serialized_end=2004
+  _globals['_PURGESHARDRESPONSE']._serialized_start=2007
+  _globals['_PURGESHARDRESPONSE']._serialized_end=2159
+  _globals['_PURGESHARDRESPONSE_DELETEDENTRY']._serialized_start=2113
+  _globals['_PURGESHARDRESPONSE_DELETEDENTRY']._serialized_end=2159
+  _globals['_MEASURESHARDSREQUEST']._serialized_start=2161
+  _globals['_MEASURESHARDSREQUEST']._serialized_end=2224
+  _globals['_SHARDSIZE']._serialized_start=2226
+  _globals['_SHARDSIZE']._serialized_end=2302
+  _globals['_MEASURESHARDSRESPONSE']._serialized_start=2304
+  _globals['_MEASURESHARDSRESPONSE']._serialized_end=2368
+  _globals['_EXPORTSHARDREQUEST']._serialized_start=2371
+  _globals['_EXPORTSHARDREQUEST']._serialized_end=2514
+  _globals['_TABLELAYOUT']._serialized_start=2516
+  _globals['_TABLELAYOUT']._serialized_end=2576
+  _globals['_EXPORTSHARDRESPONSE']._serialized_start=2579
+  _globals['_EXPORTSHARDRESPONSE']._serialized_end=2806
+  _globals['_EXPORTHEAD']._serialized_start=2808
+  _globals['_EXPORTHEAD']._serialized_end=2882
+  _globals['_EXPORTSLICE']._serialized_start=2884
+  _globals['_EXPORTSLICE']._serialized_end=2912
+  _globals['_EXPORTSLICEEND']._serialized_start=2915
+  _globals['_EXPORTSLICEEND']._serialized_end=3067
+  _globals['_EXPORTEND']._serialized_start=3069
+  _globals['_EXPORTEND']._serialized_end=3145
+  _globals['_FORWARDMOVEROWREQUEST']._serialized_start=3147
+  _globals['_FORWARDMOVEROWREQUEST']._serialized_end=3235
+  _globals['_FORWARDMOVEROWRESPONSE']._serialized_start=3237
+  _globals['_FORWARDMOVEROWRESPONSE']._serialized_end=3311
+  _globals['_RECEIVEROWREQUEST']._serialized_start=3314
+  _globals['_RECEIVEROWREQUEST']._serialized_end=3679
+  _globals['_RECEIVEROWREQUEST_COLUMNSENTRY']._serialized_start=3611
+  _globals['_RECEIVEROWREQUEST_COLUMNSENTRY']._serialized_end=3679
+  _globals['_RECEIVEROWRESPONSE']._serialized_start=3681
+  _globals['_RECEIVEROWRESPONSE']._serialized_end=3805
+  _globals['_SHARDSERVICE']._serialized_start=3957
+  _globals['_SHARDSERVICE']._serialized_end=5158
 # @@protoc_insertion_point(module_scope)

@@ -7,11 +7,50 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
+import regiongate.v1.row_service_pb2
 import regiongate.v1.types_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _RowMoveStep:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RowMoveStepEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RowMoveStep.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ROW_MOVE_STEP_UNSPECIFIED: _RowMoveStep.ValueType  # 0
+    ROW_MOVE_STEP_ARRIVE: _RowMoveStep.ValueType  # 1
+    """Keep the row for its arrival: nobody sees it yet."""
+    ROW_MOVE_STEP_SETTLE: _RowMoveStep.ValueType  # 2
+    """The old home has let it go: it is live here."""
+    ROW_MOVE_STEP_CANCEL: _RowMoveStep.ValueType  # 3
+    """The old home keeps it: forget it."""
+    ROW_MOVE_STEP_FIND: _RowMoveStep.ValueType  # 4
+    """What has become of the move here?"""
+
+class RowMoveStep(_RowMoveStep, metaclass=_RowMoveStepEnumTypeWrapper):
+    """One step of a row's way to its new home."""
+
+ROW_MOVE_STEP_UNSPECIFIED: RowMoveStep.ValueType  # 0
+ROW_MOVE_STEP_ARRIVE: RowMoveStep.ValueType  # 1
+"""Keep the row for its arrival: nobody sees it yet."""
+ROW_MOVE_STEP_SETTLE: RowMoveStep.ValueType  # 2
+"""The old home has let it go: it is live here."""
+ROW_MOVE_STEP_CANCEL: RowMoveStep.ValueType  # 3
+"""The old home keeps it: forget it."""
+ROW_MOVE_STEP_FIND: RowMoveStep.ValueType  # 4
+"""What has become of the move here?"""
+global___RowMoveStep = RowMoveStep
 
 @typing.final
 class ShardRef(google.protobuf.message.Message):
@@ -195,3 +234,717 @@ class ScanRowsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["decision", b"decision", "more", b"more", "rows", b"rows"]) -> None: ...
 
 global___ScanRowsResponse = ScanRowsResponse
+
+@typing.final
+class MoveRef(google.protobuf.message.Message):
+    """One attempt to move a shard."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    SOURCE_IDC_FIELD_NUMBER: builtins.int
+    TARGET_IDC_FIELD_NUMBER: builtins.int
+    region_code: builtins.str
+    shard: builtins.int
+    epoch: builtins.int
+    """The source's epoch; the target opens at the next one."""
+    attempt: builtins.int
+    source_idc: builtins.str
+    target_idc: builtins.str
+    def __init__(
+        self,
+        *,
+        region_code: builtins.str = ...,
+        shard: builtins.int = ...,
+        epoch: builtins.int = ...,
+        attempt: builtins.int = ...,
+        source_idc: builtins.str = ...,
+        target_idc: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "epoch", b"epoch", "region_code", b"region_code", "shard", b"shard", "source_idc", b"source_idc", "target_idc", b"target_idc"]) -> None: ...
+
+global___MoveRef = MoveRef
+
+@typing.final
+class ShardDigest(google.protobuf.message.Message):
+    """What the rows of a shard are, whatever their order."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    rows: builtins.int
+    digest: builtins.str
+    """Lower-case hex."""
+    def __init__(
+        self,
+        *,
+        rows: builtins.int = ...,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "rows", b"rows"]) -> None: ...
+
+global___ShardDigest = ShardDigest
+
+@typing.final
+class BeginExportRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    @property
+    def move(self) -> global___MoveRef: ...
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["move", b"move"]) -> None: ...
+
+global___BeginExportRequest = BeginExportRequest
+
+@typing.final
+class BeginExportResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FENCE_FIELD_NUMBER: builtins.int
+    @property
+    def fence(self) -> global___ShardFence: ...
+    def __init__(
+        self,
+        *,
+        fence: global___ShardFence | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fence", b"fence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fence", b"fence"]) -> None: ...
+
+global___BeginExportResponse = BeginExportResponse
+
+@typing.final
+class ImportShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    CLOSED_AT_SEQ_FIELD_NUMBER: builtins.int
+    closed_at_seq: builtins.int
+    """Set once the source is closed: the import ends exactly there. Otherwise it ends when it has nearly caught up."""
+    @property
+    def move(self) -> global___MoveRef: ...
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+        closed_at_seq: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_closed_at_seq", b"_closed_at_seq", "closed_at_seq", b"closed_at_seq", "move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_closed_at_seq", b"_closed_at_seq", "closed_at_seq", b"closed_at_seq", "move", b"move"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_closed_at_seq", b"_closed_at_seq"]) -> typing.Literal["closed_at_seq"] | None: ...
+
+global___ImportShardRequest = ImportShardRequest
+
+@typing.final
+class ImportShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_COPIED_FIELD_NUMBER: builtins.int
+    BYTES_COPIED_FIELD_NUMBER: builtins.int
+    COPIED_SEQ_FIELD_NUMBER: builtins.int
+    SOURCE_SEQ_FIELD_NUMBER: builtins.int
+    IS_DONE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    rows_copied: builtins.int
+    """Since the attempt began, also over breaks."""
+    bytes_copied: builtins.int
+    copied_seq: builtins.int
+    """Everything up to here is durable at the target."""
+    source_seq: builtins.int
+    """The source's newest, as last seen."""
+    is_done: builtins.bool
+    """Whether the import has done what it was asked for; the last message."""
+    @property
+    def digest(self) -> global___ShardDigest:
+        """Of all rows at the target; only when the source is closed and all is copied."""
+
+    def __init__(
+        self,
+        *,
+        rows_copied: builtins.int = ...,
+        bytes_copied: builtins.int = ...,
+        copied_seq: builtins.int = ...,
+        source_seq: builtins.int = ...,
+        is_done: builtins.bool = ...,
+        digest: global___ShardDigest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["digest", b"digest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bytes_copied", b"bytes_copied", "copied_seq", b"copied_seq", "digest", b"digest", "is_done", b"is_done", "rows_copied", b"rows_copied", "source_seq", b"source_seq"]) -> None: ...
+
+global___ImportShardResponse = ImportShardResponse
+
+@typing.final
+class DrainShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    @property
+    def move(self) -> global___MoveRef: ...
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["move", b"move"]) -> None: ...
+
+global___DrainShardRequest = DrainShardRequest
+
+@typing.final
+class DrainShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FENCE_FIELD_NUMBER: builtins.int
+    @property
+    def fence(self) -> global___ShardFence: ...
+    def __init__(
+        self,
+        *,
+        fence: global___ShardFence | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fence", b"fence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fence", b"fence"]) -> None: ...
+
+global___DrainShardResponse = DrainShardResponse
+
+@typing.final
+class CloseShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    @property
+    def move(self) -> global___MoveRef: ...
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["move", b"move"]) -> None: ...
+
+global___CloseShardRequest = CloseShardRequest
+
+@typing.final
+class CloseShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FENCE_FIELD_NUMBER: builtins.int
+    @property
+    def fence(self) -> global___ShardFence: ...
+    def __init__(
+        self,
+        *,
+        fence: global___ShardFence | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fence", b"fence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fence", b"fence"]) -> None: ...
+
+global___CloseShardResponse = CloseShardResponse
+
+@typing.final
+class OpenShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    @property
+    def move(self) -> global___MoveRef: ...
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["move", b"move"]) -> None: ...
+
+global___OpenShardRequest = OpenShardRequest
+
+@typing.final
+class OpenShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FENCE_FIELD_NUMBER: builtins.int
+    @property
+    def fence(self) -> global___ShardFence: ...
+    def __init__(
+        self,
+        *,
+        fence: global___ShardFence | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fence", b"fence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fence", b"fence"]) -> None: ...
+
+global___OpenShardResponse = OpenShardResponse
+
+@typing.final
+class ReopenShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    @property
+    def move(self) -> global___MoveRef: ...
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["move", b"move"]) -> None: ...
+
+global___ReopenShardRequest = ReopenShardRequest
+
+@typing.final
+class ReopenShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FENCE_FIELD_NUMBER: builtins.int
+    @property
+    def fence(self) -> global___ShardFence: ...
+    def __init__(
+        self,
+        *,
+        fence: global___ShardFence | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fence", b"fence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fence", b"fence"]) -> None: ...
+
+global___ReopenShardResponse = ReopenShardResponse
+
+@typing.final
+class PurgeShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    EXPECTED_FIELD_NUMBER: builtins.int
+    @property
+    def move(self) -> global___MoveRef: ...
+    @property
+    def expected(self) -> global___ShardDigest:
+        """What the target has opened with: the source must have the very same, or nothing is deleted. Not set for what an
+        attempt that was called off has left at its target.
+        """
+
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+        expected: global___ShardDigest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected", b"expected", "move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expected", b"expected", "move", b"move"]) -> None: ...
+
+global___PurgeShardRequest = PurgeShardRequest
+
+@typing.final
+class PurgeShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class DeletedEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    DELETED_FIELD_NUMBER: builtins.int
+    REMAINING_FIELD_NUMBER: builtins.int
+    remaining: builtins.int
+    """Rows of the shard that are left, over all tables; 0 is the proof."""
+    @property
+    def deleted(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Rows deleted, by table."""
+
+    def __init__(
+        self,
+        *,
+        deleted: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        remaining: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "remaining", b"remaining"]) -> None: ...
+
+global___PurgeShardResponse = PurgeShardResponse
+
+@typing.final
+class MeasureShardsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: builtins.int
+    @property
+    def shards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ShardRef]: ...
+    def __init__(
+        self,
+        *,
+        shards: collections.abc.Iterable[global___ShardRef] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["shards", b"shards"]) -> None: ...
+
+global___MeasureShardsRequest = MeasureShardsRequest
+
+@typing.final
+class ShardSize(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_CODE_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    region_code: builtins.str
+    shard: builtins.int
+    rows: builtins.int
+    bytes: builtins.int
+    """Estimated from the tables' sizes."""
+    def __init__(
+        self,
+        *,
+        region_code: builtins.str = ...,
+        shard: builtins.int = ...,
+        rows: builtins.int = ...,
+        bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "region_code", b"region_code", "rows", b"rows", "shard", b"shard"]) -> None: ...
+
+global___ShardSize = ShardSize
+
+@typing.final
+class MeasureShardsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZES_FIELD_NUMBER: builtins.int
+    @property
+    def sizes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ShardSize]: ...
+    def __init__(
+        self,
+        *,
+        sizes: collections.abc.Iterable[global___ShardSize] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sizes", b"sizes"]) -> None: ...
+
+global___MeasureShardsResponse = MeasureShardsResponse
+
+@typing.final
+class ExportShardRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: builtins.int
+    AFTER_SEQ_FIELD_NUMBER: builtins.int
+    AFTER_TIME_FIELD_NUMBER: builtins.int
+    IS_FINAL_FIELD_NUMBER: builtins.int
+    after_seq: builtins.int
+    """Only changes above this sequence."""
+    is_final: builtins.bool
+    """Whether the source must be closed: then the last slice ends at its last sequence, and whole tables follow."""
+    @property
+    def move(self) -> global___MoveRef: ...
+    @property
+    def after_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """And, in tables without a sequence, from this time on."""
+
+    def __init__(
+        self,
+        *,
+        move: global___MoveRef | None = ...,
+        after_seq: builtins.int = ...,
+        after_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        is_final: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["after_time", b"after_time", "move", b"move"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["after_seq", b"after_seq", "after_time", b"after_time", "is_final", b"is_final", "move", b"move"]) -> None: ...
+
+global___ExportShardRequest = ExportShardRequest
+
+@typing.final
+class TableLayout(google.protobuf.message.Message):
+    """A table's columns, in the order of the copy."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    TYPES_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    @property
+    def columns(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As PostgreSQL names them."""
+
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+        columns: collections.abc.Iterable[builtins.str] | None = ...,
+        types: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["columns", b"columns", "table", b"table", "types", b"types"]) -> None: ...
+
+global___TableLayout = TableLayout
+
+@typing.final
+class ExportShardResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    SLICE_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    SLICE_END_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    @property
+    def head(self) -> global___ExportHead: ...
+    @property
+    def slice(self) -> global___ExportSlice: ...
+    @property
+    def slice_end(self) -> global___ExportSliceEnd: ...
+    @property
+    def end(self) -> global___ExportEnd: ...
+    def __init__(
+        self,
+        *,
+        head: global___ExportHead | None = ...,
+        slice: global___ExportSlice | None = ...,
+        chunk: builtins.bytes = ...,
+        slice_end: global___ExportSliceEnd | None = ...,
+        end: global___ExportEnd | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "head", b"head", "part", b"part", "slice", b"slice", "slice_end", b"slice_end"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "head", b"head", "part", b"part", "slice", b"slice", "slice_end", b"slice_end"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["head", "slice", "chunk", "slice_end", "end"] | None: ...
+
+global___ExportShardResponse = ExportShardResponse
+
+@typing.final
+class ExportHead(google.protobuf.message.Message):
+    """Comes first."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLES_FIELD_NUMBER: builtins.int
+    LAST_SEQ_FIELD_NUMBER: builtins.int
+    last_seq: builtins.int
+    @property
+    def tables(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TableLayout]: ...
+    def __init__(
+        self,
+        *,
+        tables: collections.abc.Iterable[global___TableLayout] | None = ...,
+        last_seq: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["last_seq", b"last_seq", "tables", b"tables"]) -> None: ...
+
+global___ExportHead = ExportHead
+
+@typing.final
+class ExportSlice(google.protobuf.message.Message):
+    """Chunks of one COPY follow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["table", b"table"]) -> None: ...
+
+global___ExportSlice = ExportSlice
+
+@typing.final
+class ExportSliceEnd(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    THROUGH_SEQ_FIELD_NUMBER: builtins.int
+    THROUGH_TIME_FIELD_NUMBER: builtins.int
+    through_seq: builtins.int
+    """Set when every table has been copied up to here."""
+    @property
+    def digest(self) -> global___ShardDigest:
+        """Of the rows of this slice."""
+
+    @property
+    def through_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        digest: global___ShardDigest | None = ...,
+        through_seq: builtins.int | None = ...,
+        through_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_through_seq", b"_through_seq", "digest", b"digest", "through_seq", b"through_seq", "through_time", b"through_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_through_seq", b"_through_seq", "digest", b"digest", "through_seq", b"through_seq", "through_time", b"through_time"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_through_seq", b"_through_seq"]) -> typing.Literal["through_seq"] | None: ...
+
+global___ExportSliceEnd = ExportSliceEnd
+
+@typing.final
+class ExportEnd(google.protobuf.message.Message):
+    """Comes last: everything up to `last_seq` was sent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAST_SEQ_FIELD_NUMBER: builtins.int
+    LAST_TIME_FIELD_NUMBER: builtins.int
+    last_seq: builtins.int
+    @property
+    def last_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        last_seq: builtins.int = ...,
+        last_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["last_time", b"last_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["last_seq", b"last_seq", "last_time", b"last_time"]) -> None: ...
+
+global___ExportEnd = ExportEnd
+
+@typing.final
+class ForwardMoveRowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    PURPOSE_FIELD_NUMBER: builtins.int
+    purpose: builtins.str
+    @property
+    def request(self) -> regiongate.v1.row_service_pb2.MoveRowRequest: ...
+    def __init__(
+        self,
+        *,
+        request: regiongate.v1.row_service_pb2.MoveRowRequest | None = ...,
+        purpose: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["purpose", b"purpose", "request", b"request"]) -> None: ...
+
+global___ForwardMoveRowRequest = ForwardMoveRowRequest
+
+@typing.final
+class ForwardMoveRowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: builtins.int
+    @property
+    def response(self) -> regiongate.v1.row_service_pb2.MoveRowResponse: ...
+    def __init__(
+        self,
+        *,
+        response: regiongate.v1.row_service_pb2.MoveRowResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["response", b"response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["response", b"response"]) -> None: ...
+
+global___ForwardMoveRowResponse = ForwardMoveRowResponse
+
+@typing.final
+class ReceiveRowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ColumnsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> regiongate.v1.types_pb2.Value: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: regiongate.v1.types_pb2.Value | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    STEP_FIELD_NUMBER: builtins.int
+    MOVE_ID_FIELD_NUMBER: builtins.int
+    DATASET_FIELD_NUMBER: builtins.int
+    SHARD_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    FROM_REGION_CODE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    PURPOSE_FIELD_NUMBER: builtins.int
+    step: global___RowMoveStep.ValueType
+    move_id: builtins.str
+    """Chosen by the old home, never used twice."""
+    dataset: builtins.str
+    from_region_code: builtins.str
+    request_id: builtins.str
+    """Of the caller; remembered at the new home, so that a retry finds its first result."""
+    purpose: builtins.str
+    @property
+    def shard(self) -> global___ShardRef:
+        """The new home."""
+
+    @property
+    def key(self) -> regiongate.v1.types_pb2.Key: ...
+    @property
+    def columns(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, regiongate.v1.types_pb2.Value]:
+        """In ARRIVE only: the whole row."""
+
+    def __init__(
+        self,
+        *,
+        step: global___RowMoveStep.ValueType = ...,
+        move_id: builtins.str = ...,
+        dataset: builtins.str = ...,
+        shard: global___ShardRef | None = ...,
+        key: regiongate.v1.types_pb2.Key | None = ...,
+        from_region_code: builtins.str = ...,
+        request_id: builtins.str = ...,
+        columns: collections.abc.Mapping[builtins.str, regiongate.v1.types_pb2.Value] | None = ...,
+        purpose: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["key", b"key", "shard", b"shard"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["columns", b"columns", "dataset", b"dataset", "from_region_code", b"from_region_code", "key", b"key", "move_id", b"move_id", "purpose", b"purpose", "request_id", b"request_id", "shard", b"shard", "step", b"step"]) -> None: ...
+
+global___ReceiveRowRequest = ReceiveRowRequest
+
+@typing.final
+class ReceiveRowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: builtins.int
+    RECEIPT_FIELD_NUMBER: builtins.int
+    DECISION_FIELD_NUMBER: builtins.int
+    state: builtins.str
+    """arrived | settled | unknown"""
+    @property
+    def receipt(self) -> regiongate.v1.row_service_pb2.WriteReceipt:
+        """When settled."""
+
+    @property
+    def decision(self) -> regiongate.v1.types_pb2.Decision: ...
+    def __init__(
+        self,
+        *,
+        state: builtins.str = ...,
+        receipt: regiongate.v1.row_service_pb2.WriteReceipt | None = ...,
+        decision: regiongate.v1.types_pb2.Decision | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["decision", b"decision", "receipt", b"receipt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["decision", b"decision", "receipt", b"receipt", "state", b"state"]) -> None: ...
+
+global___ReceiveRowResponse = ReceiveRowResponse

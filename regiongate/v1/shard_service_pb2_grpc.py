@@ -49,6 +49,61 @@ class ShardServiceStub(object):
                 request_serializer=regiongate_dot_v1_dot_shard__service__pb2.ScanRowsRequest.SerializeToString,
                 response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ScanRowsResponse.FromString,
                 _registered_method=True)
+        self.BeginExport = channel.unary_unary(
+                '/regiongate.v1.ShardService/BeginExport',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.BeginExportRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.BeginExportResponse.FromString,
+                _registered_method=True)
+        self.ImportShard = channel.unary_stream(
+                '/regiongate.v1.ShardService/ImportShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.ImportShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ImportShardResponse.FromString,
+                _registered_method=True)
+        self.DrainShard = channel.unary_unary(
+                '/regiongate.v1.ShardService/DrainShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.DrainShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.DrainShardResponse.FromString,
+                _registered_method=True)
+        self.CloseShard = channel.unary_unary(
+                '/regiongate.v1.ShardService/CloseShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.CloseShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.CloseShardResponse.FromString,
+                _registered_method=True)
+        self.OpenShard = channel.unary_unary(
+                '/regiongate.v1.ShardService/OpenShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.OpenShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.OpenShardResponse.FromString,
+                _registered_method=True)
+        self.ReopenShard = channel.unary_unary(
+                '/regiongate.v1.ShardService/ReopenShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.ReopenShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ReopenShardResponse.FromString,
+                _registered_method=True)
+        self.PurgeShard = channel.unary_unary(
+                '/regiongate.v1.ShardService/PurgeShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.PurgeShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.PurgeShardResponse.FromString,
+                _registered_method=True)
+        self.MeasureShards = channel.unary_unary(
+                '/regiongate.v1.ShardService/MeasureShards',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.MeasureShardsRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.MeasureShardsResponse.FromString,
+                _registered_method=True)
+        self.ExportShard = channel.unary_stream(
+                '/regiongate.v1.ShardService/ExportShard',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.ExportShardRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ExportShardResponse.FromString,
+                _registered_method=True)
+        self.ForwardMoveRow = channel.unary_unary(
+                '/regiongate.v1.ShardService/ForwardMoveRow',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.ForwardMoveRowRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ForwardMoveRowResponse.FromString,
+                _registered_method=True)
+        self.ReceiveRow = channel.unary_unary(
+                '/regiongate.v1.ShardService/ReceiveRow',
+                request_serializer=regiongate_dot_v1_dot_shard__service__pb2.ReceiveRowRequest.SerializeToString,
+                response_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ReceiveRowResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer(object):
@@ -75,6 +130,86 @@ class ShardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginExport(self, request, context):
+        """The steps of a move, each idempotent. The controller asks for them; every one names its attempt, which the fences
+        keep: a step of an attempt that was called off changes nothing.
+
+        Source: lets an attempt begin. The shard serves on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportShard(self, request, context):
+        """Target: pulls the shard from the source until it is nearly, or exactly, as the source has it; tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainShard(self, request, context):
+        """Source: writes are held from now on, reads go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseShard(self, request, context):
+        """Source: nothing is served any more, and nothing changes any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenShard(self, request, context):
+        """Target: serves the shard at the next epoch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReopenShard(self, request, context):
+        """Source: serves again at its old epoch, after the move was called off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeShard(self, request, context):
+        """Source after the switch, or target after a move was called off: deletes the shard's rows and proves it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureShards(self, request, context):
+        """How much there is of some shards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportShard(self, request, context):
+        """Target's gateway to source's: the rows of a shard above some sequence, as PostgreSQL's binary COPY makes them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForwardMoveRow(self, request, context):
+        """Ingress to the owner of the row's old home: gives one row another RegionCode.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceiveRow(self, request, context):
+        """The old home to the new one: one step of a row's way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +227,61 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.ScanRows,
                     request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ScanRowsRequest.FromString,
                     response_serializer=regiongate_dot_v1_dot_shard__service__pb2.ScanRowsResponse.SerializeToString,
+            ),
+            'BeginExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginExport,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.BeginExportRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.BeginExportResponse.SerializeToString,
+            ),
+            'ImportShard': grpc.unary_stream_rpc_method_handler(
+                    servicer.ImportShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ImportShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.ImportShardResponse.SerializeToString,
+            ),
+            'DrainShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.DrainShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.DrainShardResponse.SerializeToString,
+            ),
+            'CloseShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.CloseShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.CloseShardResponse.SerializeToString,
+            ),
+            'OpenShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.OpenShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.OpenShardResponse.SerializeToString,
+            ),
+            'ReopenShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReopenShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ReopenShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.ReopenShardResponse.SerializeToString,
+            ),
+            'PurgeShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.PurgeShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.PurgeShardResponse.SerializeToString,
+            ),
+            'MeasureShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureShards,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.MeasureShardsRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.MeasureShardsResponse.SerializeToString,
+            ),
+            'ExportShard': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportShard,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ExportShardRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.ExportShardResponse.SerializeToString,
+            ),
+            'ForwardMoveRow': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForwardMoveRow,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ForwardMoveRowRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.ForwardMoveRowResponse.SerializeToString,
+            ),
+            'ReceiveRow': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveRow,
+                    request_deserializer=regiongate_dot_v1_dot_shard__service__pb2.ReceiveRowRequest.FromString,
+                    response_serializer=regiongate_dot_v1_dot_shard__service__pb2.ReceiveRowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +365,303 @@ class ShardService(object):
             '/regiongate.v1.ShardService/ScanRows',
             regiongate_dot_v1_dot_shard__service__pb2.ScanRowsRequest.SerializeToString,
             regiongate_dot_v1_dot_shard__service__pb2.ScanRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/BeginExport',
+            regiongate_dot_v1_dot_shard__service__pb2.BeginExportRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.BeginExportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/regiongate.v1.ShardService/ImportShard',
+            regiongate_dot_v1_dot_shard__service__pb2.ImportShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.ImportShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/DrainShard',
+            regiongate_dot_v1_dot_shard__service__pb2.DrainShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.DrainShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/CloseShard',
+            regiongate_dot_v1_dot_shard__service__pb2.CloseShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.CloseShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/OpenShard',
+            regiongate_dot_v1_dot_shard__service__pb2.OpenShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.OpenShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReopenShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/ReopenShard',
+            regiongate_dot_v1_dot_shard__service__pb2.ReopenShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.ReopenShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/PurgeShard',
+            regiongate_dot_v1_dot_shard__service__pb2.PurgeShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.PurgeShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/MeasureShards',
+            regiongate_dot_v1_dot_shard__service__pb2.MeasureShardsRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.MeasureShardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/regiongate.v1.ShardService/ExportShard',
+            regiongate_dot_v1_dot_shard__service__pb2.ExportShardRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.ExportShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForwardMoveRow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/ForwardMoveRow',
+            regiongate_dot_v1_dot_shard__service__pb2.ForwardMoveRowRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.ForwardMoveRowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveRow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/regiongate.v1.ShardService/ReceiveRow',
+            regiongate_dot_v1_dot_shard__service__pb2.ReceiveRowRequest.SerializeToString,
+            regiongate_dot_v1_dot_shard__service__pb2.ReceiveRowResponse.FromString,
             options,
             channel_credentials,
             insecure,

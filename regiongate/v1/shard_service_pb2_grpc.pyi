@@ -37,6 +37,76 @@ class ShardServiceStub:
     ]
     """A page of the rows of some shards of one RegionCode, in key order."""
 
+    BeginExport: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.BeginExportRequest,
+        regiongate.v1.shard_service_pb2.BeginExportResponse,
+    ]
+    """The steps of a move, each idempotent. The controller asks for them; every one names its attempt, which the fences
+    keep: a step of an attempt that was called off changes nothing.
+
+    Source: lets an attempt begin. The shard serves on.
+    """
+
+    ImportShard: grpc.UnaryStreamMultiCallable[
+        regiongate.v1.shard_service_pb2.ImportShardRequest,
+        regiongate.v1.shard_service_pb2.ImportShardResponse,
+    ]
+    """Target: pulls the shard from the source until it is nearly, or exactly, as the source has it; tells how far it is."""
+
+    DrainShard: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.DrainShardRequest,
+        regiongate.v1.shard_service_pb2.DrainShardResponse,
+    ]
+    """Source: writes are held from now on, reads go on."""
+
+    CloseShard: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.CloseShardRequest,
+        regiongate.v1.shard_service_pb2.CloseShardResponse,
+    ]
+    """Source: nothing is served any more, and nothing changes any more."""
+
+    OpenShard: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.OpenShardRequest,
+        regiongate.v1.shard_service_pb2.OpenShardResponse,
+    ]
+    """Target: serves the shard at the next epoch."""
+
+    ReopenShard: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.ReopenShardRequest,
+        regiongate.v1.shard_service_pb2.ReopenShardResponse,
+    ]
+    """Source: serves again at its old epoch, after the move was called off."""
+
+    PurgeShard: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.PurgeShardRequest,
+        regiongate.v1.shard_service_pb2.PurgeShardResponse,
+    ]
+    """Source after the switch, or target after a move was called off: deletes the shard's rows and proves it."""
+
+    MeasureShards: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.MeasureShardsRequest,
+        regiongate.v1.shard_service_pb2.MeasureShardsResponse,
+    ]
+    """How much there is of some shards."""
+
+    ExportShard: grpc.UnaryStreamMultiCallable[
+        regiongate.v1.shard_service_pb2.ExportShardRequest,
+        regiongate.v1.shard_service_pb2.ExportShardResponse,
+    ]
+    """Target's gateway to source's: the rows of a shard above some sequence, as PostgreSQL's binary COPY makes them."""
+
+    ForwardMoveRow: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.ForwardMoveRowRequest,
+        regiongate.v1.shard_service_pb2.ForwardMoveRowResponse,
+    ]
+    """Ingress to the owner of the row's old home: gives one row another RegionCode."""
+
+    ReceiveRow: grpc.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.ReceiveRowRequest,
+        regiongate.v1.shard_service_pb2.ReceiveRowResponse,
+    ]
+    """The old home to the new one: one step of a row's way."""
+
 class ShardServiceAsyncStub:
     OpenShards: grpc.aio.UnaryUnaryMultiCallable[
         regiongate.v1.shard_service_pb2.OpenShardsRequest,
@@ -55,6 +125,76 @@ class ShardServiceAsyncStub:
         regiongate.v1.shard_service_pb2.ScanRowsResponse,
     ]
     """A page of the rows of some shards of one RegionCode, in key order."""
+
+    BeginExport: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.BeginExportRequest,
+        regiongate.v1.shard_service_pb2.BeginExportResponse,
+    ]
+    """The steps of a move, each idempotent. The controller asks for them; every one names its attempt, which the fences
+    keep: a step of an attempt that was called off changes nothing.
+
+    Source: lets an attempt begin. The shard serves on.
+    """
+
+    ImportShard: grpc.aio.UnaryStreamMultiCallable[
+        regiongate.v1.shard_service_pb2.ImportShardRequest,
+        regiongate.v1.shard_service_pb2.ImportShardResponse,
+    ]
+    """Target: pulls the shard from the source until it is nearly, or exactly, as the source has it; tells how far it is."""
+
+    DrainShard: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.DrainShardRequest,
+        regiongate.v1.shard_service_pb2.DrainShardResponse,
+    ]
+    """Source: writes are held from now on, reads go on."""
+
+    CloseShard: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.CloseShardRequest,
+        regiongate.v1.shard_service_pb2.CloseShardResponse,
+    ]
+    """Source: nothing is served any more, and nothing changes any more."""
+
+    OpenShard: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.OpenShardRequest,
+        regiongate.v1.shard_service_pb2.OpenShardResponse,
+    ]
+    """Target: serves the shard at the next epoch."""
+
+    ReopenShard: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.ReopenShardRequest,
+        regiongate.v1.shard_service_pb2.ReopenShardResponse,
+    ]
+    """Source: serves again at its old epoch, after the move was called off."""
+
+    PurgeShard: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.PurgeShardRequest,
+        regiongate.v1.shard_service_pb2.PurgeShardResponse,
+    ]
+    """Source after the switch, or target after a move was called off: deletes the shard's rows and proves it."""
+
+    MeasureShards: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.MeasureShardsRequest,
+        regiongate.v1.shard_service_pb2.MeasureShardsResponse,
+    ]
+    """How much there is of some shards."""
+
+    ExportShard: grpc.aio.UnaryStreamMultiCallable[
+        regiongate.v1.shard_service_pb2.ExportShardRequest,
+        regiongate.v1.shard_service_pb2.ExportShardResponse,
+    ]
+    """Target's gateway to source's: the rows of a shard above some sequence, as PostgreSQL's binary COPY makes them."""
+
+    ForwardMoveRow: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.ForwardMoveRowRequest,
+        regiongate.v1.shard_service_pb2.ForwardMoveRowResponse,
+    ]
+    """Ingress to the owner of the row's old home: gives one row another RegionCode."""
+
+    ReceiveRow: grpc.aio.UnaryUnaryMultiCallable[
+        regiongate.v1.shard_service_pb2.ReceiveRowRequest,
+        regiongate.v1.shard_service_pb2.ReceiveRowResponse,
+    ]
+    """The old home to the new one: one step of a row's way."""
 
 class ShardServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -80,5 +220,97 @@ class ShardServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[regiongate.v1.shard_service_pb2.ScanRowsResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.ScanRowsResponse]]:
         """A page of the rows of some shards of one RegionCode, in key order."""
+
+    @abc.abstractmethod
+    def BeginExport(
+        self,
+        request: regiongate.v1.shard_service_pb2.BeginExportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.BeginExportResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.BeginExportResponse]]:
+        """The steps of a move, each idempotent. The controller asks for them; every one names its attempt, which the fences
+        keep: a step of an attempt that was called off changes nothing.
+
+        Source: lets an attempt begin. The shard serves on.
+        """
+
+    @abc.abstractmethod
+    def ImportShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.ImportShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[regiongate.v1.shard_service_pb2.ImportShardResponse], collections.abc.AsyncIterator[regiongate.v1.shard_service_pb2.ImportShardResponse]]:
+        """Target: pulls the shard from the source until it is nearly, or exactly, as the source has it; tells how far it is."""
+
+    @abc.abstractmethod
+    def DrainShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.DrainShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.DrainShardResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.DrainShardResponse]]:
+        """Source: writes are held from now on, reads go on."""
+
+    @abc.abstractmethod
+    def CloseShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.CloseShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.CloseShardResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.CloseShardResponse]]:
+        """Source: nothing is served any more, and nothing changes any more."""
+
+    @abc.abstractmethod
+    def OpenShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.OpenShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.OpenShardResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.OpenShardResponse]]:
+        """Target: serves the shard at the next epoch."""
+
+    @abc.abstractmethod
+    def ReopenShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.ReopenShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.ReopenShardResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.ReopenShardResponse]]:
+        """Source: serves again at its old epoch, after the move was called off."""
+
+    @abc.abstractmethod
+    def PurgeShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.PurgeShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.PurgeShardResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.PurgeShardResponse]]:
+        """Source after the switch, or target after a move was called off: deletes the shard's rows and proves it."""
+
+    @abc.abstractmethod
+    def MeasureShards(
+        self,
+        request: regiongate.v1.shard_service_pb2.MeasureShardsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.MeasureShardsResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.MeasureShardsResponse]]:
+        """How much there is of some shards."""
+
+    @abc.abstractmethod
+    def ExportShard(
+        self,
+        request: regiongate.v1.shard_service_pb2.ExportShardRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[regiongate.v1.shard_service_pb2.ExportShardResponse], collections.abc.AsyncIterator[regiongate.v1.shard_service_pb2.ExportShardResponse]]:
+        """Target's gateway to source's: the rows of a shard above some sequence, as PostgreSQL's binary COPY makes them."""
+
+    @abc.abstractmethod
+    def ForwardMoveRow(
+        self,
+        request: regiongate.v1.shard_service_pb2.ForwardMoveRowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.ForwardMoveRowResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.ForwardMoveRowResponse]]:
+        """Ingress to the owner of the row's old home: gives one row another RegionCode."""
+
+    @abc.abstractmethod
+    def ReceiveRow(
+        self,
+        request: regiongate.v1.shard_service_pb2.ReceiveRowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[regiongate.v1.shard_service_pb2.ReceiveRowResponse, collections.abc.Awaitable[regiongate.v1.shard_service_pb2.ReceiveRowResponse]]:
+        """The old home to the new one: one step of a row's way."""
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -224,7 +224,7 @@ REFUSED = {
         POLICY.replace("{fra: 50, ams: 50}", "{fra: 100}"),
         {},
         "FAILED_PRECONDITION",
-        "MOVE_NOT_SUPPORTED",
+        "ILLEGAL_MOVE",
     ),
     "another parent": (POLICY, {"parent": 7}, "ABORTED", "REVISION_CONFLICT"),
 }

@@ -7,9 +7,9 @@ import pytest
 
 from policy.apply import Draft, apply_policy
 from policy.errors import (
+    IllegalMove,
     InvalidInput,
     LimitReached,
-    MoveNotSupported,
     NoPolicy,
     PolicyRejected,
     RevisionConflict,
@@ -119,7 +119,7 @@ async def test_a_failing_expectation_stores_nothing(cluster):
 
 async def test_law_l1_a_policy_that_would_move_shards_stores_nothing_also_while_they_are_still_being_assigned(cluster):
     await cluster.apply()
-    with pytest.raises(MoveNotSupported):
+    with pytest.raises(IllegalMove):
         await cluster.apply(OTHER_WEIGHTS)
     assert await cluster.store.newest_revision() == 1
 

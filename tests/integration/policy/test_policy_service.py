@@ -168,7 +168,7 @@ async def test_the_commands_plan_apply_show_and_explain(address, tmp_path):
     assert moving == 1
     assert "moved: 1 shard of DE from ams to fra" in plan
     assert refused == 1
-    assert told.startswith("error: MOVE_NOT_SUPPORTED: ")
+    assert told.startswith("error: ILLEGAL_MOVE: ")
 
 
 async def test_validate_needs_no_gateway_and_names_each_place(tmp_path):
