@@ -2,7 +2,8 @@
 
 A revision is stored only while its parent is still current, so of two admins who started from the same revision one
 wins and the other is told both numbers. Revisions are never changed or deleted: any decision that names one can be
-explained later (law L7). Errors of etcd come out as errors of `policy.errors`.
+explained later (law L7), and each has its entry in the audit trail. Errors of etcd come out as errors of
+`policy.errors`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from policy.audit.chain import AuditChain
+from policy.audit.facts import policy_fact
 from policy.errors import LimitReached, NoPolicy, RevisionConflict, RevisionNotFound, StoreUnavailable
 from policy.records import CurrentPolicy, PolicyRevision, RolloutRecord, ShardRecord
 from runtime.etcd import (
@@ -25,10 +28,10 @@ from runtime.etcd import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from policy.records import Keys
-    from runtime.etcd import EtcdClient
+    from runtime.etcd import Compare, EtcdClient, Op
 
 MAX_STORED_BYTES = 1_400_000
 """etcd takes 1.5 MiB a request, unless it was told otherwise."""
@@ -47,6 +50,10 @@ class Base:
     def revision(self) -> int:
         """Number of the current revision; 0 when there is none."""
         return self.current.revision if self.current else 0
+
+
+class GuardFailed(Exception):
+    """The policy is still the one that was planned from, but something else that the plan rests on has changed."""
 
 
 @contextmanager
@@ -69,6 +76,7 @@ class PolicyStore:
     def __init__(self, client: EtcdClient, keys: Keys) -> None:
         self.client = client
         self.keys = keys
+        self.audit = AuditChain(client, keys)
 
     async def base(self) -> Base:
         """The current revision, as it is now."""
@@ -130,30 +138,52 @@ class PolicyStore:
             listing = await self.client.list(self.keys.rollouts)
         return [RolloutRecord.decode(item.value) for item in reversed(listing.items)]
 
-    async def commit(self, base: Base, record: PolicyRevision, rollout: RolloutRecord | None) -> int:
+    async def commit(
+        self,
+        base: Base,
+        record: PolicyRevision,
+        rollout: RolloutRecord | None,
+        *,
+        compares: Sequence[Compare] = (),
+        puts: Sequence[Op] = (),
+    ) -> int:
         """Makes the record the current revision, and returns the store's revision at which it became so.
+
+        The entry of the audit trail is part of the same transaction: no law without a trace, no trace without a law.
+
+        Args:
+            base: What the record was made from.
+            record: The revision.
+            rollout: What it sets in motion, if anything.
+            compares: What else must still hold.
+            puts: What else becomes so together with the record.
 
         Raises:
             RevisionConflict: another revision became current after `base` was read.
+            GuardFailed: one of `compares` does not hold.
             StoreUnavailable: etcd did not answer; the record may have been stored or not.
             LimitReached: the document is too large.
         """
         key, value = self.keys.policy_revision(record.revision), record.encode()
         if len(value) > MAX_STORED_BYTES:
             raise LimitReached("the policy document is too large for the policy store", limit="stored bytes")
+        fact = await asyncio.to_thread(policy_fact, record, base.current)
         # The revision's key comes first: by its value, which is nobody else's, a repeat after a lost answer finds out
         # whether the first attempt was applied.
-        compares = [compare_create_revision(key, 0), compare_mod_revision(self.keys.policy_current, base.mod_revision)]
-        puts = [put_op(key, value), put_op(self.keys.policy_current, CurrentPolicy(record.revision).encode())]
+        guards = [compare_create_revision(key, 0), compare_mod_revision(self.keys.policy_current, base.mod_revision)]
+        changes = [put_op(key, value), put_op(self.keys.policy_current, CurrentPolicy(record.revision).encode())]
         if rollout is not None:
-            puts.append(put_op(self.keys.rollout(rollout.rollout), rollout.encode()))
+            changes.append(put_op(self.keys.rollout(rollout.rollout), rollout.encode()))
         with told_as_ours():
-            result = await self.client.transact(compares, puts, [get_op(self.keys.policy_current)])
+            result = await self.audit.transact(
+                [*guards, *compares], [*changes, *puts], fact, failure=[get_op(self.keys.policy_current)]
+            )
         if result.succeeded:
             return result.revision
         item = result.results[0]
-        current = CurrentPolicy.decode(item.value).revision if item else 0
-        raise conflict(base.revision, current)
+        if compares and (item.mod_revision if item else 0) == base.mod_revision:
+            raise GuardFailed(f"policy revision {base.revision} is still current, but something else has changed")
+        raise conflict(base.revision, CurrentPolicy.decode(item.value).revision if item else 0)
 
 
 def conflict(parent: int, current: int) -> RevisionConflict:
