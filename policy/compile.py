@@ -74,6 +74,11 @@ class Policy:
         question = AccessQuestion(dataset, region_code, jurisdiction, operation, purpose)
         return judge(self.rules, residency, columns, question, self.revision)
 
+    @property
+    def purposes(self) -> frozenset[str]:
+        """Every purpose that an access rule names."""
+        return self._purposes
+
     def residency(self, region_code: str) -> Residency:
         """The residency rule as it holds for the RegionCode; raises `UnknownRegion`."""
         try:

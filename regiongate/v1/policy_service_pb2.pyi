@@ -52,6 +52,7 @@ class PolicyRevision(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     ROLLOUT_FIELD_NUMBER: builtins.int
+    RULES_HASH_FIELD_NUMBER: builtins.int
     revision: builtins.int
     parent: builtins.int
     """0 for the first."""
@@ -61,6 +62,8 @@ class PolicyRevision(google.protobuf.message.Message):
     message: builtins.str
     rollout: builtins.str
     """The rollout that it set in motion; empty when nothing had to be assigned."""
+    rules_hash: builtins.str
+    """SHA-256 of the rules in the form that processes decide by; in GetPolicy only."""
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     def __init__(
@@ -73,9 +76,10 @@ class PolicyRevision(google.protobuf.message.Message):
         message: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         rollout: builtins.str = ...,
+        rules_hash: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["author", b"author", "create_time", b"create_time", "document", b"document", "message", b"message", "parent", b"parent", "revision", b"revision", "rollout", b"rollout"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "create_time", b"create_time", "document", b"document", "message", b"message", "parent", b"parent", "revision", b"revision", "rollout", b"rollout", "rules_hash", b"rules_hash"]) -> None: ...
 
 global___PolicyRevision = PolicyRevision
 
@@ -951,16 +955,20 @@ class ListAuditEntriesRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    FIRST_NUMBER_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """1 to 1,000; 100 when 0."""
     page_token: builtins.str
+    first_number: builtins.int
+    """Where the first page begins; at the first entry when 0."""
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        first_number: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_number", b"first_number", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 global___ListAuditEntriesRequest = ListAuditEntriesRequest
 
@@ -1015,7 +1023,9 @@ class ListAuditEntriesResponse(google.protobuf.message.Message):
     """The newest entry's, when the page was read."""
     head_hash: builtins.str
     @property
-    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AuditEntry]: ...
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AuditEntry]:
+        """What cannot be read as an entry is there with its number alone."""
+
     def __init__(
         self,
         *,
