@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway.audit_service import list_entries
 from gateway.ladder import unary
 from gateway.status import abort, to_finding_message
 from policy.apply import Draft, apply_policy, prepare
+from policy.audit.facts import rules_hash
 from policy.errors import InvalidInput, InvalidPageToken, LimitReached, PolicyRejected
 from policy.loading import load_policy
 from policy.records import RolloutRecord
@@ -133,6 +135,16 @@ class PolicyService(PolicyServiceServicer):
         )
 
     @unary
+    async def ListAuditEntries(  # noqa: N802, D102
+        self, request: pb.ListAuditEntriesRequest, _call: Call
+    ) -> pb.ListAuditEntriesResponse:
+        token, size = _read_token(request.page_token, "audit"), _page_size(request.page_size)
+        answer = await list_entries(self._store.audit, request, token, size)
+        if answer.next_page_token:
+            answer.next_page_token = _write_token("audit", int(answer.next_page_token))
+        return answer
+
+    @unary
     async def GetRollout(  # noqa: N802, D102
         self, request: pb.GetRolloutRequest, _call: Call
     ) -> pb.GetRolloutResponse:
@@ -233,6 +245,7 @@ def _revision(record: PolicyRevision, *, with_document: bool = True) -> pb.Polic
         message=record.message,
         create_time=_time(record.create_time),
         rollout=record.rollout,
+        rules_hash=rules_hash(record) if with_document else "",
     )
 
 

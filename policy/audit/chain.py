@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_TRIES: Final = 100
 """How often the head may move under one append; each time somebody else has appended."""
+_READ_AT_ONCE: Final = 32
+_PAGE_BYTES: Final = 1 << 20
 _LONGEST_PAUSE: Final = 0.05
 
 
@@ -57,6 +59,16 @@ class Link(NamedTuple):
     compares: tuple[Compare, ...]
     puts: tuple[Op, ...]
     entries: tuple[AuditEntry, ...]
+
+
+class Page(NamedTuple):
+    """A part of the trail, as it is: nothing about it has been checked."""
+
+    entries: list[AuditEntry]
+    """What cannot be read as an entry has its number only."""
+    head: AuditHead
+    next_number: int
+    """Where the next page begins; 0 after the last one."""
 
 
 class AuditChain:
@@ -134,6 +146,27 @@ class AuditChain:
         """Appends one fact by itself; after an error, call again with the same object."""
         await self.transact((), (), fact)
 
+    async def read(self, first: int, limit: int) -> Page:
+        """Up to `limit` entries from one on, in order, and the head; fewer when they are large.
+
+        Looks beyond the head, too: what stands there is no part of the trail, and is shown for that reason.
+        """
+        entries: list[AuditEntry] = []
+        size, number = 0, first
+        while True:
+            numbers = range(number, number + min(_READ_AT_ONCE, limit - len(entries)))
+            keys = [self._keys.audit_entry(number) for number in numbers]
+            result = await self._client.transact([], [get_op(self._keys.audit_head), *map(get_op, keys)])
+            newest, *items = result.results
+            head = _read_head(newest)
+            found = [_read_entry(key, item.value) for key, item in zip(numbers, items, strict=True) if item is not None]
+            entries += found
+            size += sum(len(item.value) for item in items if item is not None)
+            number = numbers.stop
+            has_more = bool(found) or number <= head.number
+            if not has_more or len(entries) >= limit or size >= _PAGE_BYTES:
+                return Page(entries, head, number if has_more else 0)
+
     def _reads(self, link: Link) -> tuple[Op, Op]:
         return get_op(self._keys.audit_head), get_op(self._keys.audit_entry(link.entries[0].number))
 
@@ -162,6 +195,20 @@ class AuditChain:
             return None
         fact.tried = None
         return TxnResult(True, found.mod_revision, ()) if found.value == tried.encode() else None
+
+
+def _read_entry(number: int, value: bytes) -> AuditEntry:
+    try:
+        return AuditEntry.decode(value)
+    except ValueError:
+        return AuditEntry(number, "", "", {}, "")
+
+
+def _read_head(item: KeyValue | None) -> AuditHead:
+    try:
+        return AuditHead.decode(item.value) if item else AuditHead()
+    except ValueError:
+        return AuditHead(0, "")
 
 
 def _head(item: KeyValue | None) -> Head:

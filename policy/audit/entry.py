@@ -15,13 +15,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 from policy.records import Record
 
 GENESIS: Final = "0" * 64
 """What the first entry names as the hash before it."""
-KINDS: Final = ("policy", "rollout", "move", "drain", "crossings")
+Kind = Literal["policy", "rollout", "move", "drain", "crossings"]
 
 
 class ChainBroken(Exception):
@@ -68,7 +68,7 @@ def _plain(value: object) -> object:
 class Fact:
     """Something that happened, to be appended; the same object again when it is tried again."""
 
-    kind: str
+    kind: Kind
     content: Mapping[str, Any]
     time: str = field(default_factory=lambda: time_text(datetime.now(UTC)))
     tried: AuditEntry | None = None
@@ -139,10 +139,11 @@ class AuditEntry(Record):
         """Reads an entry; raises `ValueError` for anything that `encode` would not have written."""
         try:
             entry = cls(**cast("dict[str, Any]", json.loads(value)))
-            if not isinstance(entry.content, Mapping) or entry.encode() != value:  # pyright: ignore[reportUnnecessaryIsInstance] (not trusted)
-                raise ValueError("not in canonical form")
-        except (TypeError, ValueError, RecursionError) as error:
+            is_canonical = entry.encode() == value and entry.time == time_text(datetime.fromisoformat(entry.time))
+        except (TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError("not an AuditEntry") from error
+        if not is_canonical:
+            raise ValueError("not an AuditEntry in canonical form")
         return entry
 
 
@@ -164,10 +165,10 @@ class ChainCheck:
         number = self.head.number + 1
         if entry.number != number:
             raise ChainBroken(number, f"missing: entry {entry.number} stands in its place")
-        if entry.previous_hash != self.head.hash:
-            raise ChainBroken(number, "does not follow the entry before it")
         if entry.computed_hash() != entry.hash:
             raise ChainBroken(number, "was changed: its hash is not that of its fields")
+        if entry.previous_hash != self.head.hash:
+            raise ChainBroken(number, "does not follow the entry before it: one of the two was rewritten")
         if self._anchors.get(number, entry.hash) != entry.hash:
             raise ChainBroken(number, "is not the one that was noted: it, or one before it, was rewritten")
         self.head = entry.head
