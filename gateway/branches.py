@@ -18,8 +18,8 @@ from gateway.operations import Action, OperationOutcome
 from gateway.status import error_from_message
 from gateway.values import read_time
 from policy.errors import NotOwnedHere, RegiongateError, RowNotFound, VersionConflict
-from policy.model import AccessDecision
-from rowstore.model import Missing, ReadOutcome, StoredRow, VersionMismatch, WriteOutcome, Written
+from policy.model import AccessDecision, Phase
+from rowstore.model import FenceMiss, FenceMode, Missing, ReadOutcome, StoredRow, VersionMismatch, WriteOutcome, Written
 from runtime.telemetry.tracing import set_failed
 
 if TYPE_CHECKING:
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.coalescer import Settled
-    from gateway.hold import FollowerLike, Wait
+    from gateway.hold import FollowerLike
     from gateway.judge import Asking
     from gateway.operations import CallContext, RowOperation
     from policy.compile import Policy
+    from policy.model import Route
     from regiongate.v1.row_service_pb2 import OperationResult
     from regiongate.v1.types_pb2 import Decision
     from runtime.telemetry.tracing import Span
@@ -43,15 +44,15 @@ SUPERSEDED: Final = "superseded"
 class Call:
     """The operations of one message, and what has become of them."""
 
-    __slots__ = ("asking", "context", "operations", "outcomes", "wait")
+    __slots__ = ("asking", "context", "hold_until", "operations", "outcomes")
 
     def __init__(self, operations: Sequence[RowOperation], context: CallContext, asking: Asking) -> None:
         self.operations = operations
         self.context = context
         self.asking = asking
         self.outcomes: list[OperationOutcome | None] = [None] * len(operations)
-        self.wait: Wait | None = None
-        """How long it may still be held; None while it never was."""
+        self.hold_until: float | None = None
+        """Until when it may be held, on the loop's clock; None while it never was."""
 
 
 V = TypeVar("V", Serve, Forward)
@@ -114,7 +115,11 @@ class Branch(Generic[V]):
 
 
 class ServeBranch(Branch[Serve]):
-    """Reads, or writes, of one dataset on this IDC's database."""
+    """Reads, or writes, of one dataset on this IDC's database.
+
+    What a peer has forwarded does not wait here for a shard that this IDC's database has let go: the ingress may know
+    the new owner already.
+    """
 
     __slots__ = ("future",)
 
@@ -141,7 +146,7 @@ class ServeBranch(Branch[Serve]):
             for index, found in zip(indices, result[start:end], strict=True):
                 if type(found) is Written:
                     outcomes[index] = OperationOutcome(None, found, None, decision, owner_idc)
-                elif (outcome := self._outcome(index, decision, found)) is not None:
+                elif (outcome := self._outcome(index, decision, found, verdict.route)) is not None:
                     outcome.owner_idc = owner_idc
                     outcomes[index] = outcome
                 else:
@@ -152,9 +157,9 @@ class ServeBranch(Branch[Serve]):
         return held
 
     def _outcome(
-        self, index: int, decision: AccessDecision, found: ReadOutcome | WriteOutcome
+        self, index: int, decision: AccessDecision, found: ReadOutcome | WriteOutcome, route: Route
     ) -> OperationOutcome | None:
-        """The outcome of one operation; None when the database's fence said no."""
+        """The outcome of one operation; None when the database's fence said no, and it is worth waiting here."""
         if isinstance(found, StoredRow):
             row = visible(found, self.call.operations[index].columns, decision.withheld)
             return OperationOutcome(row=row, decision=decision)
@@ -163,6 +168,8 @@ class ServeBranch(Branch[Serve]):
         if isinstance(found, VersionMismatch):
             conflict = VersionConflict("the row does not have the demanded version", current=found.current)
             return OperationOutcome(error=conflict, decision=decision)
+        if self.call.asking.has_hopped and isinstance(found, FenceMiss) and _has_left(found, route):
+            return OperationOutcome(error=NotOwnedHere("the shard has left this IDC"), decision=decision)
         return None
 
 
@@ -200,6 +207,11 @@ class ForwardBranch(Branch[Forward]):
             metrics.HOLDS.labels(PEER).inc(len(held))
         self.end_spans()
         return held
+
+
+def _has_left(found: FenceMiss, route: Route) -> bool:
+    """Whether the shard is not here any more at this epoch; one that drains, or is called back, may serve again."""
+    return found.mode is not FenceMode.DRAINING and route.phase is not Phase.ABORTING
 
 
 def visible(row: StoredRow, columns: frozenset[str] | None, withheld: frozenset[str]) -> StoredRow:

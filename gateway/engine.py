@@ -2,8 +2,8 @@
 
 Each round takes one routing table, judges every operation by it (`gateway.judge`), hands what is to be done to the
 coalescers and the peers, and makes the outcomes (`gateway.branches`). What met a shard on the move waits in the holding
-area for a newer table, and is judged again from the start. Every operation ends with exactly one outcome: a failure of
-one is an error in its outcome and leaves the others alone.
+area for a newer table than that one, and is judged again from the start. Every operation ends with exactly one outcome:
+a failure of one is an error in its outcome and leaves the others alone.
 
 Laws kept here: L4 (an operation that was not performed is judged again, one that was is never repeated unless repeating
 it is harmless), L6 and L8 (see `gateway.judge`). L2 is the database's: it checks epoch and mode in the transaction.
@@ -12,11 +12,11 @@ it is harmless), L6 and L8 (see `gateway.judge`). L2 is the database's: it check
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway import metrics
 from gateway.branches import Call
-from gateway.hold import HoldingArea
+from gateway.hold import Held, HoldingArea, Wait
 from gateway.judge import Deny, Redirect, asking_side, judge_all
 from gateway.operations import Action, OperationOutcome
 from gateway.plan import Plan, apart
@@ -39,6 +39,22 @@ if TYPE_CHECKING:
     from runtime.telemetry.tracing import Tracing
 
     AnyBranch = ServeBranch | ForwardBranch
+
+
+class Begun(NamedTuple):
+    """One round of a call, set off."""
+
+    branches: list[AnyBranch]
+    held: list[int]
+    """What the table alone holds back."""
+    store_revision: int
+    """Of the table that all was judged by."""
+
+    def to_hold(self, sent_back: list[int]) -> Held | None:
+        """What must be judged again, with what the branches have sent back; None when nothing must."""
+        if not self.held and not sent_back:
+            return None
+        return Held([*self.held, *sent_back], self.store_revision, needs_table=not sent_back)
 
 
 class Engine:
@@ -82,7 +98,8 @@ class Engine:
         Writes of one shard without a condition commit together. What shares a request_id is remembered together.
         """
         call = Call(operations, context, asking_side(self.idc, context))
-        if held := await self._round(call, range(len(operations))):
+        held = await self._round(call, range(len(operations)))
+        if held is not None:
             await self._settle(call, held)
         return cast("list[OperationOutcome]", call.outcomes)
 
@@ -94,30 +111,33 @@ class Engine:
         An operation that must wait (for a peer, or a shard on the move) delays no other one.
         """
         call = Call(operations, context, asking_side(self.idc, context))
-        branches, held = self._begin(call, range(len(operations)))
+        begun = self._begin(call, range(len(operations)))
+        branches = begun.branches
         told = [False] * len(operations)
-        if len(branches) == 1 and not held:
+        held = begun.to_hold([])
+        if len(branches) == 1 and held is None:
             # Nearly always: nobody to wait for but each other.
             await branches[0].future
-            held = branches.pop().finish()
+            held = begun.to_hold(branches.pop().finish())
         by_future: dict[object, AnyBranch] = {branch.future: branch for branch in branches}
         waiting: set[asyncio.Future[Any]] = {branch.future for branch in branches}
         try:
             while True:
-                if held:
+                if held is not None:
                     waiting.add(asyncio.ensure_future(self._settle(call, held)))
                 if part := _new_outcomes(call, told):
                     yield part
                 if not waiting:
                     return
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                held = []
+                sent_back: list[int] = []
                 for future in done:
                     branch = by_future.get(future)
                     if branch is not None:
-                        held += branch.finish()
+                        sent_back += branch.finish()
                     else:
                         future.result()
+                held = Held(sent_back, begun.store_revision, needs_table=False) if sent_back else None
         finally:
             for future in waiting:
                 future.cancel()
@@ -128,41 +148,42 @@ class Engine:
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
-    async def _settle(self, call: Call, held: list[int]) -> None:
+    async def _settle(self, call: Call, held: Held | None) -> None:
         """Holds operations and judges them again until each has an outcome."""
-        while held:
-            if call.wait is None:
-                call.wait = self._holding.begin(call.context.deadline)
-            table = self._follower.table
-            error = await self._holding.wait(len(held), table.store_revision if table else 0, call.wait)
+        if call.hold_until is None:
+            call.hold_until = self._holding.until(call.context.deadline)
+        wait = Wait(call.hold_until)
+        while held is not None:
+            error = await self._holding.wait(held, wait)
             if error is not None:
-                for index in held:
+                for index in held.indices:
                     call.outcomes[index] = OperationOutcome(error=error)
                 return
-            held = await self._round(call, held)
+            held = await self._round(call, held.indices)
 
-    async def _round(self, call: Call, indices: Sequence[int]) -> list[int]:
+    async def _round(self, call: Call, indices: Sequence[int]) -> Held | None:
         """Judges and performs operations once; returns those that must be held."""
-        branches, held = self._begin(call, indices)
+        begun = self._begin(call, indices)
         try:
-            for branch in branches:
+            for branch in begun.branches:
                 await branch.future
         except asyncio.CancelledError:
-            for branch in branches:
+            for branch in begun.branches:
                 branch.future.cancel()
             raise
-        for branch in branches:
-            held += branch.finish()
-        return held
+        sent_back: list[int] = []
+        for branch in begun.branches:
+            sent_back += branch.finish()
+        return begun.to_hold(sent_back)
 
-    def _begin(self, call: Call, indices: Sequence[int]) -> tuple[list[AnyBranch], list[int]]:
+    def _begin(self, call: Call, indices: Sequence[int]) -> Begun:
         """Judges operations by one table and sets off what is to be done."""
         table = self._follower.table
         if table is None:
             error = NoPolicy("no policy has been applied to this cluster yet")
             for index in indices:
                 call.outcomes[index] = OperationOutcome(error=error)
-            return [], []
+            return Begun([], [], 0)
         is_fresh = self._follower.is_fresh
         plan = Plan(call, self._follower, table)
         for verdict, alike in judge_all(table, call.operations, indices, call.asking, is_fresh=is_fresh):
@@ -179,7 +200,7 @@ class Engine:
             for part in apart(branch, self._max_rows):
                 self._write(part)
                 branches.append(part)
-        return branches, plan.held
+        return Begun(branches, plan.held, table.store_revision)
 
     def _end(self, call: Call, indices: list[int], verdict: Verdict) -> None:
         """The outcome of operations that nothing is done for."""

@@ -1,15 +1,17 @@
 """Where operations wait for a newer routing table: bounded in number and in time.
 
-An operation comes here when its shard is on the move or has no open owner yet. It goes on when the table changes, or
-after a pause that grows, since a move that was called off may change nothing in the table. It never waits beyond its
-deadline; one too many is refused at once.
+An operation comes here when its shard is on the move or has no open owner yet. It goes on as soon as there is a newer
+table than the one that it was judged by: one that has come meanwhile is looked at at once. What a database or a peer
+has sent back, although the table says that they serve, is tried again after a pause of a few milliseconds that grows:
+they may know less than this gateway, or a move was called off. Nothing waits beyond its deadline; one operation too
+many is refused at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from gateway import metrics
 from policy.errors import ShardUnavailable
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
     from policy.records import GatewayRecord
     from policy.table import RoutingTable
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
+FIRST_PAUSE: Final = 0.002
+LONGEST_PAUSE: Final = 0.25
+"""Seconds between two tries of what should be served by now: longer each time that no newer table has come."""
+
+TABLE_PAUSE: Final = 1.0
+"""Seconds between two looks at what only a newer table can let go on: the law may have become too old meanwhile."""
+
 RETRY_AFTER: Final = timedelta(milliseconds=500)
 
 
@@ -48,8 +55,18 @@ class FollowerLike(Protocol):
         ...
 
 
+class Held(NamedTuple):
+    """Operations of one call that must be judged again."""
+
+    indices: list[int]
+    store_revision: int
+    """Of the table that they were judged by."""
+    needs_table: bool
+    """Whether nothing but a newer table lets any of them go on."""
+
+
 class Wait:
-    """The waits of one call: how long it may still be held, and for how long next."""
+    """How long some operations may still be held, and for how long next."""
 
     __slots__ = ("_pause", "until")
 
@@ -58,10 +75,13 @@ class Wait:
         """On the loop's clock."""
         self._pause = FIRST_PAUSE
 
-    def next_pause(self) -> float:
+    def pause(self, held: Held) -> float:
         """How long to wait at most before looking again."""
-        pause, self._pause = self._pause, min(LONGEST_PAUSE, self._pause * 2)
-        return pause
+        return TABLE_PAUSE if held.needs_table else self._pause
+
+    def grow(self) -> None:
+        """Looking again has been in vain."""
+        self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
 
 class HoldingArea:
@@ -73,25 +93,28 @@ class HoldingArea:
         self._timeout = hold_timeout.total_seconds()
         self._held = 0
 
-    def begin(self, deadline: float) -> Wait:
-        """The time that a call may be held in all, counted from now."""
-        return Wait(min(deadline, asyncio.get_running_loop().time() + self._timeout))
+    def until(self, deadline: float) -> float:
+        """Until when a call may be held in all, counted from now; on the loop's clock."""
+        return min(deadline, asyncio.get_running_loop().time() + self._timeout)
 
-    async def wait(self, operations: int, store_revision: int, wait: Wait) -> ShardUnavailable | None:
-        """Holds a number of operations until it is worth looking again.
+    async def wait(self, held: Held, wait: Wait) -> ShardUnavailable | None:
+        """Holds operations until it is worth looking again.
 
         Returns:
             None then; the error that ends them when they were held too long, or when too many are held.
         """
         loop = asyncio.get_running_loop()
         start = loop.time()
+        operations = len(held.indices)
         if start >= wait.until:
             return ShardUnavailable("the shard is on the move, and the wait for it was too long", RETRY_AFTER)
         if self._held + operations > self._max_held:
             return ShardUnavailable("the shard is on the move, and too many operations wait already", RETRY_AFTER)
         self._count(operations)
         try:
-            await self._follower.wait_beyond(store_revision, min(wait.until, start + wait.next_pause()))
+            until = min(wait.until, start + wait.pause(held))
+            if not await self._follower.wait_beyond(held.store_revision, until):
+                wait.grow()
         finally:
             self._count(-operations)
             metrics.HOLD_SECONDS.observe(loop.time() - start)

@@ -7,6 +7,9 @@ The laws as they stand in this module:
   a row leaves or a write begins, so that a process that was paused in between does not act by an old law.
 - One hop: what a peer has forwarded is served here or refused, never forwarded again.
 - Transit: where the residency rule forbids it, a row does not even pass through another jurisdiction.
+
+A shard on the move is held wherever the operation is, here or at the ingress, while its owner cannot serve it: a hop
+would only make it wait elsewhere.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.operations import Action
 from policy.errors import AccessDenied, RegiongateError, ShardUnavailable, TableTooOld
 from policy.model import Operation, Phase
+from policy.move import READABLE, WRITABLE
 from policy.sharding import shard_of
 
 if TYPE_CHECKING:
@@ -93,7 +97,7 @@ class Redirect:
 
 @dataclass(slots=True)
 class Hold:
-    """Wait for a newer table: the shard has no owner yet, or its owner has not opened it."""
+    """Wait for a newer table: the shard has no owner yet, or is on its way to another one."""
 
     reason: str
     decision: AccessDecision | None
@@ -111,6 +115,18 @@ Verdict = Serve | Forward | Redirect | Hold | Deny
 
 UNASSIGNED: Final = "unassigned"
 OPENING: Final = "opening"
+DRAINING: Final = "draining"
+CLOSING: Final = "closing"
+
+HOLDS: Final[Mapping[Operation, Mapping[Phase, str]]] = {
+    kind: {
+        phase: reason
+        for phase, reason in ((Phase.OPENING, OPENING), (Phase.DRAINING, DRAINING), (Phase.CLOSING, CLOSING))
+        if phase not in served
+    }
+    for kind, served in ((Operation.READ, READABLE), (Operation.WRITE, WRITABLE))
+}
+"""Why an operation of a kind must wait for a newer table, by the phases in which the owner's fence lets none pass."""
 
 
 def judge(table: RoutingTable, operation: RowOperation, asking: Asking, *, is_fresh: bool) -> Verdict:
@@ -139,7 +155,8 @@ def judge(table: RoutingTable, operation: RowOperation, asking: Asking, *, is_fr
         return Deny(access_denied(decision), decision)
     if route is None:
         return Hold(UNASSIGNED, decision)
-    return _place(policy, route, decision, asking, is_guarded=is_guarded)
+    reason = HOLDS[OPERATIONS[operation.action]].get(route.phase, "")
+    return _place(policy, route, decision, asking, is_guarded=is_guarded, hold_reason=reason)
 
 
 def judge_all(
@@ -176,14 +193,22 @@ def judge_all(
     return verdicts
 
 
-def _place(policy: Policy, route: Route, decision: AccessDecision, asking: Asking, *, is_guarded: bool) -> Verdict:
+def _place(
+    policy: Policy, route: Route, decision: AccessDecision, asking: Asking, *, is_guarded: bool, hold_reason: str
+) -> Verdict:
     """Where an operation that is allowed is performed."""
-    if route.idc != asking.idc:
-        may_forward = not asking.has_hopped and _may_pass(policy, route.region_code, asking.idc)
-        return Forward(route, decision, is_guarded) if may_forward else Redirect(route, decision)
-    if asking.has_hopped and not _may_pass(policy, route.region_code, asking.askers[0]):
+    if _is_sent_on(policy, route, asking):
         return Redirect(route, decision)
-    return Serve(route, decision, is_guarded) if route.phase is Phase.SERVING else Hold(OPENING, decision)
+    if hold_reason:
+        return Hold(hold_reason, decision)
+    return Serve(route, decision, is_guarded) if route.idc == asking.idc else Forward(route, decision, is_guarded)
+
+
+def _is_sent_on(policy: Policy, route: Route, asking: Asking) -> bool:
+    """Whether the caller must ask the owner itself: one hop at most, and none where the row may not pass."""
+    if route.idc != asking.idc:
+        return asking.has_hopped or not _may_pass(policy, route.region_code, asking.idc)
+    return asking.has_hopped and not _may_pass(policy, route.region_code, asking.askers[0])
 
 
 def still_stands(

@@ -50,6 +50,12 @@ class MemoryRows:
         fence = self.fences.setdefault((region_code, shard), _Fence(epoch, mode))
         fence.epoch, fence.mode = epoch, mode
 
+    def set_fences(self, table: RoutingTable, idc: str, epoch: int = 1, mode: FenceMode = FenceMode.SERVING) -> None:
+        """Opens, moves or closes every shard that the table gives to the IDC."""
+        for route in table.all_routes():
+            if route.idc == idc:
+                self.set_fence(route.region_code, route.shard, epoch, mode)
+
     def open_all(self, table: RoutingTable, idc: str) -> None:
         """Opens every shard that the table gives to the IDC."""
         for route in table.all_routes():

@@ -79,6 +79,8 @@ class HandView:
         self.is_fresh = True
         self.waiting = asyncio.Event()
         """Set while somebody waits for a newer table."""
+        self.never_sleeps = False
+        """Whether who waits must be woken by a newer table: it is a failure when a pause wakes it."""
         self._changed = asyncio.Event()
 
     def show(self, newer: RoutingTable) -> None:
@@ -97,11 +99,14 @@ class HandView:
     async def wait_beyond(self, store_revision: int, deadline: float) -> bool:
         """As the follower's."""
         self.waiting.set()
+        if self.never_sleeps:
+            deadline = asyncio.get_running_loop().time() + 10
         try:
             async with asyncio.timeout_at(deadline):
                 while self.table is None or self.table.store_revision <= store_revision:
                     await self._changed.wait()
         except TimeoutError:
+            assert not self.never_sleeps, "nothing but a newer table should have ended this wait"
             return False
         return True
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gateway import metrics
+from gateway.branches import PEER
 from gateway.limits import EngineSettings
 from gateway.operations import Action, RowOperation
 from policy.errors import (
@@ -23,6 +24,7 @@ from policy.model import Phase
 from policy.records import ShardRecord
 from rowstore.model import FenceMode
 from tests.support import routing
+from tests.support.gateways import until
 from tests.support.memory_rows import MemoryRows
 from tests.support.peer_gateway import Gateways, running
 
@@ -171,8 +173,75 @@ async def test_an_operation_is_never_forwarded_twice(rows):
         assert (await waiting)[0].receipt
 
 
-def _moved(owner: str, epoch: int = 2):
-    return [("FR", shard, ShardRecord(owner, epoch, Phase.SERVING, 1)) for shard in range(4)]
+def _moved(owner: str, epoch: int = 2, phase: Phase = Phase.SERVING):
+    return [("FR", shard, ShardRecord(owner, epoch, phase, 1)) for shard in range(4)]
+
+
+async def test_a_peer_that_has_not_heard_of_the_switch_yet_is_asked_again_within_milliseconds(rows):
+    """Law L4: a write without a request_id too, since the peer has done nothing."""
+    async with running(TABLE, rows, "fra-a", "ams-a", "lon-a") as (fra, _, lon):
+        await fra.do(get("warm", "DE"))
+        _switch(rows, "lon")
+        fra.view.patch(store_revision=11, shards=_moved("lon", phase=Phase.PURGING))
+        begun = _counted(metrics.HOLDS.labels(PEER))
+        writing = asyncio.create_task(fra.do(put("k")))
+        await until(lambda: _counted(metrics.HOLDS.labels(PEER)) >= begun + 3)
+        start = asyncio.get_running_loop().time()
+        lon.view.patch(store_revision=11, shards=_moved("lon", phase=Phase.PURGING))
+        (found,) = await writing
+        assert found.receipt
+        assert asyncio.get_running_loop().time() - start < 0.1
+        assert found.receipt.version == 1, "done once"
+
+
+async def test_a_write_held_at_the_owner_goes_on_at_the_new_owner_as_soon_as_the_tables_say_so(rows):
+    """Laws L3 and L4: the ingress did not know that the shard drains, and the owner had taken the write in."""
+    async with running(TABLE, rows, "fra-a", "ams-a", "lon-a") as all_three:
+        fra, ams, lon = all_three
+        await fra.do(put("k", "before"))
+        ams.view.patch(store_revision=11, shards=_moved("ams", 1, Phase.DRAINING))
+        writing = asyncio.create_task(fra.do(put("k", "after")))
+        await ams.view.waiting.wait()
+        assert [kind for kind, _ in rows["ams"].statements] == ["write"]
+        fra.view.never_sleeps = True
+        for revision, (owner, epoch, phase) in enumerate(
+            [("ams", 1, Phase.CLOSING), ("lon", 2, Phase.OPENING), ("lon", 2, Phase.PURGING)], 12
+        ):
+            if phase is Phase.OPENING:
+                _switch(rows, "lon")
+            for gateway in all_three:
+                gateway.view.patch(store_revision=revision, shards=_moved(owner, epoch, phase))
+        (found,) = await writing
+        assert found.receipt
+        assert found.owner_idc == "lon"
+        assert [kind for kind, _ in rows["ams"].statements] == ["write"]
+        assert (await lon.do(get("k")))[0].row.values["name"] == "after"
+
+
+async def test_a_write_is_held_where_it_has_entered_while_its_shard_drains_and_a_read_is_forwarded(rows):
+    async with running(TABLE, rows, "fra-a", "ams-a") as (fra, _):
+        await fra.do(put("k"))
+        fra.view.patch(store_revision=11, shards=_moved("ams", 1, Phase.DRAINING))
+        writing = asyncio.create_task(fra.do(put("k")))
+        await fra.view.waiting.wait()
+        assert (await fra.do(get("k")))[0].row
+        assert [kind for kind, _ in rows["ams"].statements] == ["write", "read"]
+        fra.view.never_sleeps = True
+        fra.view.patch(store_revision=12, shards=_moved("ams", 1, Phase.PURGING))
+        assert (await writing)[0].receipt
+
+
+def _switch(rows, owner: str) -> None:
+    """The databases after the switch from ams."""
+    rows["ams"].set_fences(TABLE, "ams", mode=FenceMode.CLOSED)
+    for shard in range(4):
+        rows[owner].set_fence("FR", shard, epoch=2)
+        rows["ams"].hand_over(rows[owner], "FR", shard, ())
+    rows["ams"].hand_over(rows[owner], "FR", 0, ["k"])
+
+
+def _counted(counter) -> float:
+    return counter._value.get()
 
 
 async def test_where_no_gateway_lives_the_idc_is_unreachable_at_once(rows):

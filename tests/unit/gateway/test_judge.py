@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.judge import (
+    CLOSING,
+    DRAINING,
     OPENING,
     UNASSIGNED,
     Asking,
@@ -21,6 +23,7 @@ from gateway.judge import (
 from gateway.operations import Action, CallContext, RowOperation
 from policy.errors import AccessDenied, TableTooOld, UnknownRegion
 from policy.model import Phase
+from policy.move import READABLE, WRITABLE
 from policy.records import ShardRecord
 from policy.table import RoutingTable
 from tests.support import routing
@@ -127,12 +130,44 @@ def test_a_shard_without_an_owner_is_still_denied_to_whom_it_is_denied():
     assert isinstance(verdict("sin", "DE", table=RoutingTable.build(LAW, (), 10)), Deny)
 
 
-def test_an_opening_shard_is_held_at_its_owner_and_forwarded_elsewhere():
-    opening = RoutingTable.build(LAW, routing.records(LAW, {"DE": "fra"}, phase=Phase.OPENING), 10)
-    found = verdict("fra", "DE", table=opening)
-    assert isinstance(found, Hold)
-    assert found.reason == OPENING
-    assert isinstance(verdict("ams", "DE", table=opening), Forward)
+def in_phase(phase: Phase, region_code: str = "DE") -> RoutingTable:
+    return RoutingTable.build(LAW, routing.records(LAW, {region_code: routing.OWNERS[region_code]}, phase=phase), 10)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize(
+    ("action", "served"), [(Action.GET, READABLE), (Action.PUT, WRITABLE), (Action.DELETE, WRITABLE)]
+)
+def test_a_shard_on_the_move_is_served_in_the_phases_in_which_its_owner_may(phase, action, served):
+    """Law L2: and where the owner may not, the operation waits where it is, without a hop."""
+    table = in_phase(phase)
+    at_owner, elsewhere = (
+        verdict("fra", "DE", action=action, table=table),
+        verdict("ams", "DE", action=action, table=table),
+    )
+    if phase in served:
+        assert isinstance(at_owner, Serve)
+        assert isinstance(elsewhere, Forward)
+    else:
+        assert isinstance(at_owner, Hold)
+        assert isinstance(elsewhere, Hold)
+        assert {at_owner.reason, elsewhere.reason} == {phase.value}
+        assert phase.value in (OPENING, DRAINING, CLOSING)
+
+
+def test_what_a_peer_has_forwarded_does_not_wait_where_the_shard_is_not():
+    found = verdict("ams", "DE", ingress="fra", action=Action.PUT, table=in_phase(Phase.CLOSING))
+    assert isinstance(found, Redirect)
+    waiting = verdict("fra", "DE", ingress="ams", action=Action.PUT, table=in_phase(Phase.DRAINING))
+    assert isinstance(waiting, Hold)
+
+
+def test_where_transit_is_forbidden_the_caller_is_sent_to_the_owner_even_of_a_shard_on_the_move():
+    assert isinstance(verdict("fra", "CN", purpose="audit", table=in_phase(Phase.CLOSING, "CN")), Redirect)
+
+
+def test_a_shard_on_the_move_is_still_denied_to_whom_it_is_denied():
+    assert isinstance(verdict("sin", "DE", table=in_phase(Phase.CLOSING)), Deny)
 
 
 IDCS = tuple(LAW.idcs)
