@@ -26,9 +26,10 @@ from policy.errors import NoPolicy, NotOwnedHere
 from rowstore.model import ReadKey, RowWrite
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from gateway.branches import ForwardBranch, ServeBranch
+    from gateway.crossings import Crossings
     from gateway.hold import FollowerLike
     from gateway.judge import Verdict
     from gateway.limits import EngineSettings
@@ -69,6 +70,7 @@ class Engine:
         tracing: Tracing,
         *,
         settings: EngineSettings,
+        crossings: Crossings | None = None,
     ) -> None:
         """Starts nothing.
 
@@ -79,6 +81,7 @@ class Engine:
             peers: The other IDCs' gateways.
             tracing: Where spans go.
             settings: Limits.
+            crossings: Where crossings of borders are counted; nowhere when left out.
         """
         self.idc = idc
         self._follower = follower
@@ -87,6 +90,7 @@ class Engine:
         self._tracing = tracing
         self._max_rows = settings.max_batch_rows
         self._holding = HoldingArea(follower, settings.max_held, settings.hold_timeout)
+        self._crossings = crossings
 
     async def execute_one(self, operation: RowOperation, context: CallContext) -> OperationOutcome:
         """Performs one operation."""
@@ -101,7 +105,9 @@ class Engine:
         held = await self._round(call, range(len(operations)))
         if held is not None:
             await self._settle(call, held)
-        return cast("list[OperationOutcome]", call.outcomes)
+        outcomes = cast("list[OperationOutcome]", call.outcomes)
+        self._count(call, zip(operations, outcomes, strict=True))
+        return outcomes
 
     async def execute_in_parts(
         self, operations: Sequence[RowOperation], context: CallContext
@@ -126,6 +132,7 @@ class Engine:
                 if held is not None:
                     waiting.add(asyncio.ensure_future(self._settle(call, held)))
                 if part := _new_outcomes(call, told):
+                    self._count(call, ((operations[index], outcome) for index, outcome in part))
                     yield part
                 if not waiting:
                     return
@@ -141,6 +148,12 @@ class Engine:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _count(self, call: Call, ended: Iterable[tuple[RowOperation, OperationOutcome]]) -> None:
+        """Counts what crosses a border where it enters: what a peer has forwarded is counted by that one."""
+        if self._crossings is not None and not call.asking.has_hopped:
+            table = self._follower.table
+            self._crossings.count_outcomes(table.policy if table else None, call.asking.purpose, ended)
 
     async def drain(self) -> None:
         """Waits until no statement is in flight."""

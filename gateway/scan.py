@@ -68,6 +68,8 @@ class ScanJudge:
         self._view = view
         self._query = query
         self.asking: Asking = asking_side(idc, context)
+        self.decision: AccessDecision | None = None
+        """The newest."""
         # What is judged is a read of the RegionCode; no key takes part in it.
         self._operation = RowOperation(Action.GET, query.dataset, query.region_code, "")
 
@@ -82,6 +84,7 @@ class ScanJudge:
         decision = policy.decide(
             query.dataset.name, query.region_code, self.asking.askers, Operation.READ, self.asking.purpose
         )
+        self.decision = decision
         if not self.asking.is_home(policy, *owners):
             decision = self._guarded(decision, table)
         if not decision.allowed:
@@ -101,7 +104,9 @@ class ScanJudge:
         view = self._view
         verdict = still_stands(decision, table.policy, view.table, self._operation, self.asking, is_fresh=view.is_fresh)
         if isinstance(verdict, Deny):
+            self.decision = verdict.decision
             raise verdict.error
+        self.decision = verdict
         return verdict
 
     def _check_filter(self, decision: AccessDecision) -> None:

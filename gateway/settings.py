@@ -95,6 +95,12 @@ class GatewaySettings(Settings, EtcdOptions, TlsOptions, TelemetryOptions):  # p
         description="Seconds that an operation may wait for a shard on the move.",
     )
     max_held: int = Field(default=10_000, ge=0, description="Operations that may wait for a shard at a time.")
+    audit_interval: Seconds = Field(
+        default=timedelta(seconds=60),
+        ge=timedelta(seconds=1),
+        le=timedelta(hours=1),
+        description="Seconds between two entries of the audit trail on border crossings; what a crash loses at most.",
+    )
     drain_timeout: Seconds = Field(
         default=timedelta(seconds=10), description="Seconds that calls in flight have to finish after SIGTERM."
     )
