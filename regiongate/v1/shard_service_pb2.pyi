@@ -758,13 +758,19 @@ class ExportSlice(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TABLE_FIELD_NUMBER: builtins.int
+    THROUGH_SEQ_FIELD_NUMBER: builtins.int
     table: builtins.str
+    through_seq: builtins.int
+    """No row of the slice has a sequence above this one; not set for a table without sequences."""
     def __init__(
         self,
         *,
         table: builtins.str = ...,
+        through_seq: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["table", b"table"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_through_seq", b"_through_seq", "through_seq", b"through_seq"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_through_seq", b"_through_seq", "table", b"table", "through_seq", b"through_seq"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_through_seq", b"_through_seq"]) -> typing.Literal["through_seq"] | None: ...
 
 global___ExportSlice = ExportSlice
 
