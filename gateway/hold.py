@@ -75,13 +75,12 @@ class Wait:
         """On the loop's clock."""
         self._pause = FIRST_PAUSE
 
-    def pause(self, held: Held) -> float:
-        """How long to wait at most before looking again."""
-        return TABLE_PAUSE if held.needs_table else self._pause
-
-    def grow(self) -> None:
-        """Looking again has been in vain."""
-        self._pause = min(LONGEST_PAUSE, self._pause * 2)
+    async def by(self, follower: FollowerLike, held: Held) -> None:
+        """Waits until it is worth looking again."""
+        pause = TABLE_PAUSE if held.needs_table else self._pause
+        until = min(self.until, asyncio.get_running_loop().time() + pause)
+        if not await follower.wait_beyond(held.store_revision, until):
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
 
 class HoldingArea:
@@ -112,9 +111,7 @@ class HoldingArea:
             return ShardUnavailable("the shard is on the move, and too many operations wait already", RETRY_AFTER)
         self._count(operations)
         try:
-            until = min(wait.until, start + wait.pause(held))
-            if not await self._follower.wait_beyond(held.store_revision, until):
-                wait.grow()
+            await wait.by(self._follower, held)
         finally:
             self._count(-operations)
             metrics.HOLD_SECONDS.observe(loop.time() - start)

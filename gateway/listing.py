@@ -2,8 +2,8 @@
 
 Each owner's IDC sends its part in key order, and the parts are merged here. A page ends at its number of rows or bytes.
 An IDC that cannot be asked is named in `unreachable` and its rows are missing from the page; one that fails in the
-middle ends the page before it, so that the next page asks it again and no row between is passed over. When a part turns
-out to lie elsewhere by now, the listing starts again by a newer table.
+middle ends the page before it, so that the next page asks it again and no row between is passed over. When a part
+turns out to lie elsewhere by now, or to be on the move, the page is begun anew by a newer table (see `gateway.hold`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from dataclasses import replace
 from heapq import merge
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from gateway.crossings import Asked, named_purpose
+from gateway.hold import Held, Wait
 from gateway.page_token import listing_digest, make_page_token, read_page_token
 from gateway.peer_scan import PeerScanner
 from gateway.requests import check_region, dataset_of, table_of
 from gateway.scan import MAX_PAGE_BYTES, ScanJudge, ScanPage, ScanQuery, may_pass
 from gateway.values import check_columns
 from policy.errors import (
+    AccessDenied,
     DeadlineExceeded,
     InvalidValue,
     NotOwnedHere,
     RegiongateError,
     ShardUnavailable,
     StaleEpoch,
+    TableTooOld,
     Unavailable,
 )
+from policy.model import Operation
+from policy.move import READABLE
 from regiongate.v1 import row_service_pb2
 from rowstore.filter import parse_filter
 from rowstore.model import ShardEpoch
@@ -35,6 +41,7 @@ from rowstore.model import ShardEpoch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
+    from gateway.crossings import Crossings
     from gateway.decisions import DecisionMessages
     from gateway.hold import FollowerLike
     from gateway.operations import CallContext
@@ -46,13 +53,17 @@ if TYPE_CHECKING:
 
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
-_MAX_ROUNDS: Final = 4
 _PATIENCE: Final = 0.6
 """Share of a call's time that one IDC may take before it counts as unreachable, so that the others' rows get out."""
 
 
 class Moved(Exception):
-    """A shard is not where the table says; a newer table will tell."""
+    """A shard is not where the table says, or on the move; a newer table will tell."""
+
+    def __init__(self, *, needs_table: bool) -> None:
+        super().__init__()
+        self.needs_table = needs_table
+        """Whether the table itself says so."""
 
 
 class Part:
@@ -100,6 +111,7 @@ class Lister:
         peers: Peers,
         decisions: DecisionMessages,
         hold_timeout: float,
+        crossings: Crossings,
     ) -> None:
         self._idc = idc
         self._view = view
@@ -107,6 +119,7 @@ class Lister:
         self._peer_scanner = PeerScanner(idc, peers)
         self._decisions = decisions
         self._hold_timeout = hold_timeout
+        self._crossings = crossings
         self._now = asyncio.get_running_loop().time
 
     async def list_rows(
@@ -115,15 +128,33 @@ class Lister:
         """One page; raises what any read does, and `InvalidPageToken`."""
         query, digest = self._parse(request)
         judge = ScanJudge(self._idc, self._view, query, context)
-        hold_until = min(context.deadline, self._now() + self._hold_timeout)
-        for _ in range(_MAX_ROUNDS):
+        try:
+            page = await self._list(judge, query, digest, context)
+        except (AccessDenied, TableTooOld) as error:
+            self._count(judge, query, error)
+            raise
+        self._count(judge, query, None)
+        return page
+
+    def _count(self, judge: ScanJudge, query: ScanQuery, error: RegiongateError | None) -> None:
+        """Counts a page as one read, if it crosses a border."""
+        if judge.decision is not None and judge.decision.crosses_border:
+            purpose = named_purpose(table_of(self._view).policy, judge.asking.purpose)
+            self._crossings.count(judge.decision, Asked(query.region_code, Operation.READ, purpose), error)
+
+    async def _list(
+        self, judge: ScanJudge, query: ScanQuery, digest: str, context: CallContext
+    ) -> row_service_pb2.ListRowsResponse:
+        wait = Wait(min(context.deadline, self._now() + self._hold_timeout))
+        while True:
             table = table_of(self._view)
             try:
                 return await self._page(table, judge, query, digest, context)
-            except Moved:
-                if not await self._view.wait_beyond(table.store_revision, hold_until):
-                    break
-        raise ShardUnavailable(f"shards of {query.region_code} are changing hands")
+            except Moved as moved:
+                held = Held([0], table.store_revision, moved.needs_table)
+            if self._now() >= wait.until:
+                raise ShardUnavailable(f"shards of {query.region_code} are changing hands")
+            await wait.by(self._view, held)
 
     def _parse(self, request: row_service_pb2.ListRowsRequest) -> tuple[ScanQuery, str]:
         dataset = dataset_of(self._view, request.dataset)
@@ -211,7 +242,7 @@ class Lister:
                 else:
                     page = await self._peer_scanner.scan(part.idc, asked, part.shards, context, patience)
         except (StaleEpoch, NotOwnedHere):
-            raise Moved from None
+            raise Moved(needs_table=False) from None
         except TimeoutError:
             part.error = DeadlineExceeded(f"{part.idc} did not answer in time")
         except (Unavailable, DeadlineExceeded) as error:
@@ -227,11 +258,11 @@ class Lister:
 
 
 def _parts(table: RoutingTable, query: ScanQuery) -> list[Part]:
-    """The shards of the RegionCode by owner; raises `Moved` when one has none yet."""
+    """The shards of the RegionCode by owner; raises `Moved` when one has none yet, or none that may read it."""
     owners: dict[str, list[ShardEpoch]] = {}
     for route in table.routes_of(query.region_code):
-        if route is None:
-            raise Moved
+        if route is None or route.phase not in READABLE:
+            raise Moved(needs_table=True)
         owners.setdefault(route.idc, []).append(ShardEpoch(route.region_code, route.shard, route.epoch))
     return [Part(idc, shards, query) for idc, shards in sorted(owners.items())]
 

@@ -90,7 +90,10 @@ class ShardRoute(google.protobuf.message.Message):
     idc: builtins.str
     epoch: builtins.int
     phase: builtins.str
-    """opening | serving | moving"""
+    """opening | serving | copying | draining | closing | aborting | purging
+    The owner answers reads but in opening and closing, and writes but in opening, draining and closing; what it cannot
+    answer yet waits at the gateway that was asked.
+    """
     def __init__(
         self,
         *,

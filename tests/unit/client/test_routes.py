@@ -101,3 +101,15 @@ def test_a_key_that_is_not_unicode_is_refused():
     routes.apply(snapshot())
     with pytest.raises(InvalidValue):
         routes.next_hop("DE", "\ud800")
+
+
+def test_a_shard_on_the_move_is_asked_for_at_its_owner_and_from_the_switch_on_at_the_new_one():
+    routes = Routes()
+    routes.apply(snapshot())
+    way = [("fra", 1, "copying"), ("fra", 1, "draining"), ("fra", 1, "closing"), ("ams", 2, "opening")]
+    for revision, (idc, epoch, phase) in enumerate([*way, ("ams", 2, "purging"), ("ams", 2, "serving")], 11):
+        news = WatchRoutesResponse(policy_revision=1, store_revision=revision)
+        news.routes.add(region_code="DE", shard=0, idc=idc, epoch=epoch, phase=phase)
+        routes.apply(news)
+        assert routes.next_hop("DE", key_in(0)) == idc
+        assert (routes.owner_of("DE", key_in(0)).epoch, routes.owner_of("DE", key_in(0)).phase) == (epoch, phase)
