@@ -19,3 +19,11 @@ CONTROLLER_TURN_SECONDS = Histogram(
     "Duration of a turn of the controller's loop.",
     buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
 )
+MOVE_ENDS = Counter("regiongate_controller_moves", "Moves of shards that have come to an end, by how.", ["outcome"])
+MOVES_UNDER_WAY = Gauge("regiongate_controller_moves_under_way", "Shards that are being moved or purged now.")
+MOVES_IN_TROUBLE = Gauge("regiongate_controller_moves_in_trouble", "Moves of shards that do not get on now.")
+MOVE_STALL_SECONDS = Histogram(
+    "regiongate_controller_move_stall_seconds",
+    "How long the writes of a moving shard were held.",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)

@@ -11,10 +11,12 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from policy.controller.decide import SHARDS_PER_TRANSACTION, Assign, NoteRollout, Open
+from policy import move
+from policy.controller.decide import SHARDS_PER_TRANSACTION, Assign, CallOff, NoteRollout, Open, Start
+from policy.controller.ledger import now
 from policy.controller.peers import OpeningFailed
 from policy.model import Phase
-from policy.records import ShardRecord
+from policy.records import MoveRecord, ShardRecord
 from runtime.etcd import compare_create_revision, compare_mod_revision, put_op
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from policy.cluster import KnownShard
     from policy.controller.decide import Action
+    from policy.controller.orders import Orders
     from policy.controller.peers import PeerCalls
     from policy.records import Keys
     from runtime.etcd import Compare, EtcdClient, Leadership, Op
@@ -36,8 +39,11 @@ class WorldChanged(Exception):
 class Actor:
     """Acts for one leadership."""
 
-    def __init__(self, client: EtcdClient, keys: Keys, leadership: Leadership, peers: PeerCalls) -> None:
+    def __init__(
+        self, client: EtcdClient, keys: Keys, leadership: Leadership, *, peers: PeerCalls, orders: Orders
+    ) -> None:
         self._client = client
+        self._orders = orders
         self._keys = keys
         self._leadership = leadership
         self._peers = peers
@@ -67,6 +73,11 @@ class Actor:
                 failures[opening.idc] = str(result)
             elif isinstance(result, BaseException):
                 raise result
+        for action in actions:
+            if isinstance(action, CallOff):
+                await self._call_off(action, shards[action.shard])
+            elif isinstance(action, Start):
+                await self._start(action, shards[action.shard])
         for action in actions:
             if isinstance(action, NoteRollout):
                 await self._note(action)
@@ -98,12 +109,47 @@ class Actor:
             (region_code, shard), why = next(iter(refused.items()))
             raise OpeningFailed(f"{len(refused)} shards are not open (the first is {region_code}/{shard}: {why})")
 
+    async def _start(self, action: Start, known: KnownShard) -> None:
+        """Begins an attempt, while the rollout that wants it stands as it was seen."""
+        rollout, mod_revision = action.rollout
+        record = move.start(known.record, action.target, rollout.rollout, rollout.traceparent)
+        movement = MoveRecord(
+            rollout.rollout,
+            *action.shard,
+            record.owner,
+            record.target,
+            record.phase,
+            record.attempt,
+            start_time=now(),
+            required_by_law=action.required_by_law,
+        )
+        await self._transact(
+            [
+                compare_mod_revision(self._keys.shard(*action.shard), known.mod_revision),
+                compare_mod_revision(self._keys.rollout(rollout.rollout), mod_revision),
+            ],
+            [
+                put_op(self._keys.shard(*action.shard), record.encode()),
+                put_op(self._keys.move(rollout.rollout, *action.shard), movement.encode()),
+            ],
+        )
+
+    async def _call_off(self, action: CallOff, known: KnownShard) -> None:
+        """Calls a move off, unless it has passed its switch meanwhile."""
+        record = move.advance(known.record, move.MoveEvent.CALLED_OFF)
+        key = self._keys.shard(*action.shard)
+        await self._transact([compare_mod_revision(key, known.mod_revision)], [put_op(key, record.encode())])
+
     async def _note(self, action: NoteRollout) -> None:
         key = self._keys.rollout(action.record.rollout)
-        await self._transact([compare_mod_revision(key, action.mod_revision)], [put_op(key, action.record.encode())])
+        revision = await self._transact(
+            [compare_mod_revision(key, action.mod_revision)], [put_op(key, action.record.encode())]
+        )
+        self._orders.noted(action.record, revision)
 
-    async def _transact(self, compares: Sequence[Compare], puts: Sequence[Op]) -> None:
+    async def _transact(self, compares: Sequence[Compare], puts: Sequence[Op]) -> int:
         result = await self._client.transact([self._leadership.compare, *compares], puts)
         if not result.succeeded:
             raise WorldChanged
         self.store_revision = max(self.store_revision, result.revision)
+        return result.revision

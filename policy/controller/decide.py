@@ -6,7 +6,8 @@ interrupted. A shard goes through these steps, and each step is decided from the
     no record --assign--> opening --open--> serving
 
 `STEPS` is that table. No step is decided for an owner that the residency rule does not permit (law L1): such a record
-is named in the sentence and left for a person.
+is named in the sentence and left for a person. What leads from one owner to another is decided in
+`policy.controller.moves`, and done by a driver for each shard.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from policy.controller.moves import CallOff, KnownRollout, Limits, Start, calls_off, starts, unfinished, wanted_moves
 from policy.intent import intended_owners
 from policy.model import Phase
+from policy.move import UNDER_WAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from policy.cluster import KnownShard
     from policy.compile import Policy
-    from policy.records import RolloutRecord
+    from policy.controller.moves import Wanted
+    from policy.records import PlanRecord, RolloutRecord
+
+__all__ = ["Assign", "CallOff", "KnownRollout", "Limits", "NoteRollout", "Open", "Start", "Turn", "World", "decide"]
 
 SHARDS_PER_TRANSACTION = 120
 """Below etcd's 128 operations, with room for the compares on the election and on the policy."""
@@ -39,16 +45,9 @@ class Step(Enum):
 
 
 STEPS: Mapping[str | None, Step | None] = MappingProxyType(
-    {None: Step.ASSIGN, Phase.OPENING: Step.OPEN, Phase.SERVING: None}
+    {None: Step.ASSIGN, **dict.fromkeys(Phase), Phase.OPENING: Step.OPEN}
 )
-"""Phase (None: no record yet) -> the step that leads to the next one."""
-
-
-class KnownRollout(NamedTuple):
-    """A rollout that has not ended, and the revision to compare with when it is to be changed."""
-
-    record: RolloutRecord
-    mod_revision: int
+"""Phase (None: no record yet) -> the step that leads to the next one; the phases of a move are its driver's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +59,18 @@ class World:
     peers: Mapping[str, tuple[str, ...]]
     """IDC -> peer addresses of its live gateways."""
     rollouts: tuple[KnownRollout, ...] = ()
-    """Those that are running, oldest first."""
+    """Those that have not ended, oldest first."""
     failures: Mapping[str, str] = field(default_factory=dict[str, str])
     """IDC -> why the last step there did not succeed."""
     now: str = ""
     """RFC 3339, UTC."""
+    plans: Mapping[str, PlanRecord] = field(default_factory=dict[str, "PlanRecord"])
+    """The moves of those rollouts."""
+    troubles: Mapping[tuple[str, int], str] = field(default_factory=dict[tuple[str, int], str])
+    """Shards whose move does not get on, and why."""
+    resting: frozenset[tuple[str, int]] = frozenset()
+    """Shards whose move failed a short while ago, and is not to be tried again yet."""
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class NoteRollout:
     mod_revision: int
 
 
-Action = Assign | Open | NoteRollout
+Action = Assign | Open | Start | CallOff | NoteRollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +110,51 @@ class Turn:
     actions: tuple[Action, ...]
     sentence: str
     is_done: bool
-    """Whether every shard serves."""
+    """Whether every shard serves, and no move is wanted or under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstSteps:
+    """Shards on the way to their first owner."""
+
+    waiting: Mapping[Step, list[tuple[str, int, str]]]
+    unlawful: list[tuple[str, int, str]]
+
+    @property
+    def remaining(self) -> int:
+        return sum(map(len, self.waiting.values())) + len(self.unlawful)
 
 
 def decide(world: World) -> Turn:
     """Decides one turn."""
+    first = _first_steps(world)
+    wanted = wanted_moves(world.rollouts, world.plans)
+    called_off = calls_off(world.shards, wanted)
+    started = starts(
+        world.shards,
+        wanted,
+        peers=world.peers,
+        troubled=world.troubles,
+        resting=world.resting,
+        limits=world.limits,
+    )
+    parts = [*_first_parts(world, first), *_move_parts(world, wanted, started)]
+    what = "; ".join(parts) or "every shard is served by its owner"
+    sentence = f"policy revision {world.policy.revision}: {what}"
+    notes = tuple(_notes(world, first.remaining, sentence))
+    actions = [
+        *_assignments(world, first.waiting[Step.ASSIGN]),
+        *_openings(world, first.waiting[Step.OPEN]),
+        *called_off,
+        *started,
+        *notes,
+    ]
+    are_rollouts_done = all(note.record.is_ended for note in notes) and len(notes) == len(world.rollouts)
+    is_done = not first.remaining and are_rollouts_done and not _under_way(world)
+    return Turn(tuple(actions), sentence, is_done)
+
+
+def _first_steps(world: World) -> _FirstSteps:
     policy = world.policy
     owners = {shard: known.record.owner for shard, known in world.shards.items()}
     waiting: dict[Step, list[tuple[str, int, str]]] = {step: [] for step in Step}
@@ -118,14 +164,19 @@ def decide(world: World) -> Turn:
             continue
         known = world.shards.get((region_code, shard))
         step = STEPS.get(known.record.phase if known is not None else None)
-        if step is not None:
-            fits = is_lawful(policy, region_code, owner)
-            (waiting[step] if fits else unlawful).append((region_code, shard, owner))
-    actions = [*_assignments(world, waiting[Step.ASSIGN]), *_openings(world, waiting[Step.OPEN])]
-    sentence = _sentence(world, waiting, unlawful)
-    remaining = sum(map(len, waiting.values())) + len(unlawful)
-    notes = _notes(world, remaining, sentence)
-    return Turn((*actions, *notes), sentence, is_done=remaining == 0)
+        if step is None or (known is not None and known.record.attempt):
+            continue
+        fits = is_lawful(policy, region_code, owner)
+        (waiting[step] if fits else unlawful).append((region_code, shard, owner))
+    return _FirstSteps(waiting, unlawful)
+
+
+def _under_way(world: World) -> list[tuple[str, int]]:
+    return [
+        shard
+        for shard, (record, _) in sorted(world.shards.items())
+        if record.phase in UNDER_WAY and (record.phase != Phase.OPENING or record.attempt)
+    ]
 
 
 def is_lawful(policy: Policy, region_code: str, idc: str) -> bool:
@@ -149,38 +200,62 @@ def _openings(world: World, shards: list[tuple[str, int, str]]) -> Iterable[Open
 
 def _notes(world: World, remaining: int, sentence: str) -> Iterable[NoteRollout]:
     for record, mod_revision in world.rollouts:
-        is_done = remaining == 0
+        plan = world.plans.get(record.rollout)
+        left = len(unfinished(plan, record, world.shards)) if plan is not None else 0
+        left += remaining if record.kind == "policy" else 0
+        state = record.state
+        if not left:
+            state = "cancelled" if record.state == "cancelling" else "done"
         wanted = replace(
             record,
-            state="done" if is_done else "running",
-            shards_done=max(0, record.shards_total - remaining),
-            end_time=world.now if is_done else "",
+            state=state,
+            shards_done=max(0, record.shards_total - left),
+            end_time=world.now if not left else "",
             note=sentence,
         )
         if wanted != record:
             yield NoteRollout(wanted, mod_revision)
 
 
-def _sentence(
-    world: World, waiting: Mapping[Step, list[tuple[str, int, str]]], unlawful: list[tuple[str, int, str]]
-) -> str:
-    parts: list[str] = []
-    if waiting[Step.ASSIGN]:
-        parts.append(f"assigning {_counted(waiting[Step.ASSIGN])}")
-    for idc, mine in sorted(_by_owner(waiting[Step.OPEN]).items()):
+def _first_parts(world: World, first: _FirstSteps) -> Iterable[str]:
+    if first.waiting[Step.ASSIGN]:
+        yield f"assigning {_counted(first.waiting[Step.ASSIGN])}"
+    for idc, mine in sorted(_by_owner(first.waiting[Step.OPEN]).items()):
         if not world.peers.get(idc):
-            parts.append(f"{_shards(len(mine))} of {idc} wait for a gateway there, and none is alive")
+            yield f"{_shards(len(mine))} of {idc} wait for a gateway there, and none is alive"
         elif idc in world.failures:
-            parts.append(f"opening {_shards(len(mine))} at {idc} again after: {world.failures[idc]}")
+            yield f"opening {_shards(len(mine))} at {idc} again after: {world.failures[idc]}"
         else:
-            parts.append(f"opening {_shards(len(mine))} at {idc}")
-    if unlawful:
-        region_code, shard, owner = unlawful[0]
-        parts.append(
-            f"leaving {_shards(len(unlawful))} alone, because the policy does not permit the recorded owner (the first "
-            f"is {region_code}/{shard} at {owner})"
+            yield f"opening {_shards(len(mine))} at {idc}"
+    if first.unlawful:
+        region_code, shard, owner = first.unlawful[0]
+        yield (
+            f"leaving {_shards(len(first.unlawful))} alone, because the policy does not permit the recorded owner (the "
+            f"first is {region_code}/{shard} at {owner})"
         )
-    return f"policy revision {world.policy.revision}: {'; '.join(parts) or 'every shard is served by its owner'}"
+
+
+def _move_parts(world: World, wanted: Mapping[tuple[str, int], Wanted], started: list[Start]) -> Iterable[str]:
+    """What the moves come to: how many are under way, how many wait, and what holds some up."""
+    busy = [shard for shard in _under_way(world) if world.shards[shard].record.phase != Phase.PURGING]
+    purging = [shard for shard in _under_way(world) if world.shards[shard].record.phase == Phase.PURGING]
+    begun = {it.shard for it in started}
+    waiting = [
+        shard
+        for shard, order in wanted.items()
+        if shard in world.shards and world.shards[shard].record.owner != order.target and shard not in {*busy, *begun}
+    ]
+    if busy or begun:
+        yield f"moving {_shards(len(busy) + len(begun))}"
+    if waiting:
+        dead = sorted({wanted[shard].target for shard in waiting if not world.peers.get(wanted[shard].target)})
+        why = f" ({', '.join(dead)} {'has' if len(dead) == 1 else 'have'} no live gateway)" if dead else ""
+        yield f"{_shards(len(waiting))} wait to be moved{why}"
+    if purging:
+        yield f"purging what is left of {_shards(len(purging))}"
+    if world.troubles:
+        (region_code, shard), why = min(world.troubles.items())
+        yield f"{_shards(len(world.troubles))} in trouble (the first is {region_code}/{shard}: {why})"
 
 
 def _by_owner(shards: Iterable[tuple[str, int, str]]) -> dict[str, list[tuple[str, int]]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING
 
+from policy.controller.drive import DriveSettings
 from policy.controller.loop import Controller
+from policy.controller.moves import Limits
 from policy.controller.peers import PeerCalls, credentials_of
 from policy.controller.settings import ControllerSettings
 from policy.follower import Follower
@@ -16,9 +18,7 @@ from runtime import lifecycle
 from runtime.etcd import EtcdClient
 from runtime.telemetry.http import Readiness, serve_telemetry
 from runtime.telemetry.logs import setup_logging
-
-if TYPE_CHECKING:
-    import asyncio
+from runtime.telemetry.tracing import Tracing
 
 __all__ = ["ControllerSettings", "run"]
 
@@ -38,7 +38,18 @@ async def _main(settings: ControllerSettings, stop: asyncio.Event) -> None:
     async with EtcdClient(settings.etcd_settings()) as client:
         follower = Follower(client, keys)
         peers = PeerCalls(credentials_of(settings), settings.open_timeout.total_seconds())
-        controller = Controller(client, keys, follower, peers, name, settings.lease_ttl)
+        tracing = Tracing("controller", "", 0.0, settings.trace_directory, name)
+        controller = Controller(
+            client,
+            keys,
+            follower,
+            peers,
+            name,
+            tracing,
+            settings.lease_ttl,
+            Limits(settings.moves_per_pair, settings.moves_per_idc),
+            DriveSettings(stall_limit=settings.stall_limit, step_timeout=settings.open_timeout),
+        )
         POLICY_AGE.set_function(lambda: time.monotonic() - follower.last_event)
         async with await serve_telemetry(
             settings.metrics_host, settings.metrics_port, lambda: _readiness(controller, follower)
@@ -49,6 +60,7 @@ async def _main(settings: ControllerSettings, stop: asyncio.Event) -> None:
             finally:
                 await follower.stop()
                 await peers.close()
+                await asyncio.to_thread(tracing.shutdown)
 
 
 def _readiness(controller: Controller, follower: Follower) -> Readiness:

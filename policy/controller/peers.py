@@ -1,8 +1,15 @@
-"""Calls from the controller to the IDCs' gateways, on their peer listeners."""
+"""Calls from the controller to the IDCs' gateways, on their peer listeners.
+
+The steps of a move are idempotent and name their attempt, so a step whose answer was lost is asked of another gateway
+of the IDC. What a gateway refuses is told as `StepFailed`, by the name of its status: no text of theirs holds anything
+of a row.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -11,7 +18,9 @@ from regiongate.v1 import shard_service_pb2 as pb
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+
+    from google.protobuf.message import Message
 
     from regiongate.v1.shard_service_pb2_grpc import ShardServiceAsyncStub
     from runtime.config import PeerTlsOptions
@@ -21,6 +30,20 @@ _TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_
 
 class OpeningFailed(Exception):
     """The IDC did not open the fences; the text says why, without anything of a row."""
+
+
+class StepFailed(Exception):
+    """An IDC did not do a step of a move."""
+
+    def __init__(self, idc: str, status: str, why: str) -> None:
+        super().__init__(f"{idc}: {status}: {why}" if why else f"{idc}: {status}")
+        self.status = status
+
+
+NO_GATEWAY = "NO_GATEWAY"
+"""Status of a step for an IDC without a live gateway."""
+SILENT = "SILENT"
+"""Status of an import that tells nothing for too long."""
 
 
 class PeerCalls:
@@ -52,6 +75,50 @@ class PeerCalls:
             return {shard: why for shard, epoch in shards.items() if (why := _why_not(found.get(shard), epoch))}
         raise OpeningFailed(reason)
 
+    async def step(
+        self, idc: str, peers: Sequence[str], name: str, request: Message, *, timeout: float, traceparent: str
+    ) -> Any:  # noqa: ANN401 (the answer that belongs to the method)
+        """One step of a move by whichever of the IDC's gateways answers; raises `StepFailed`."""
+        failure = StepFailed(idc, NO_GATEWAY, "no gateway is live")
+        for address in peers:
+            method: Callable[..., Any] = getattr(self._stub(address), name)
+            try:
+                return await method(request, timeout=timeout, metadata=_trace(traceparent))
+            except grpc.aio.AioRpcError as error:
+                failure = StepFailed(idc, error.code().name, error.details() or "")
+                if error.code() not in _TRY_ANOTHER:
+                    break
+        raise failure
+
+    @asynccontextmanager
+    async def importing(
+        self, idc: str, peers: Sequence[str], request: pb.ImportShardRequest, *, idle: float, traceparent: str
+    ) -> AsyncGenerator[AsyncIterator[pb.ImportShardResponse]]:
+        """The answers of an import, which ends with the block; raises `StepFailed`.
+
+        `idle` seconds without a word end it.
+        """
+        if not peers:
+            raise StepFailed(idc, NO_GATEWAY, "no gateway is live")
+        call = self._stub(peers[0]).ImportShard(request, metadata=_trace(traceparent))
+        try:
+            yield self._answers(idc, call, idle)
+        except grpc.aio.AioRpcError as error:
+            raise StepFailed(idc, error.code().name, error.details() or "") from error
+        finally:
+            call.cancel()
+
+    async def _answers(self, idc: str, call: Any, idle: float) -> AsyncIterator[pb.ImportShardResponse]:  # noqa: ANN401 (grpc.aio's type is generic in what the stub hides)
+        while True:
+            try:
+                async with asyncio.timeout(idle):
+                    answer = await call.read()
+            except TimeoutError:
+                raise StepFailed(idc, SILENT, f"nothing was heard of the import for {idle:g} s") from None
+            if answer is grpc.aio.EOF:
+                return
+            yield answer
+
     async def close(self) -> None:
         """Closes all channels."""
         while self._channels:
@@ -72,6 +139,10 @@ class PeerCalls:
             )
             self._channels[address] = channel
         return cast("ShardServiceAsyncStub", ShardServiceStub(channel))
+
+
+def _trace(traceparent: str) -> tuple[tuple[str, str], ...]:
+    return (("traceparent", traceparent),) if traceparent else ()
 
 
 def _why_not(fence: pb.ShardFence | None, epoch: int) -> str:

@@ -19,11 +19,19 @@ class ControllerSettings(Settings, EtcdOptions, PeerTlsOptions, TelemetryOptions
         description="Name of this controller, for people; made up when empty.",
     )
     lease_ttl: Seconds = Field(
-        default=timedelta(seconds=10),
+        default=timedelta(seconds=5),
         ge=timedelta(seconds=2),
         le=timedelta(minutes=5),
         description="Seconds after which another controller takes over from one that is not heard of.",
     )
     open_timeout: Seconds = Field(
-        default=timedelta(seconds=5), gt=timedelta(), description="Seconds that an IDC has to open its fences."
+        default=timedelta(seconds=5), gt=timedelta(), description="Seconds that an IDC has for one step of its fences."
+    )
+    moves_per_pair: int = Field(default=2, ge=1, le=64, description="Shards that may move between two IDCs at a time.")
+    moves_per_idc: int = Field(default=4, ge=1, le=256, description="Moves that an IDC may take part in at a time.")
+    stall_limit: Seconds = Field(
+        default=timedelta(seconds=3),
+        gt=timedelta(),
+        le=timedelta(minutes=1),
+        description="Seconds that a move may hold writes before it is called off; below the gateways' hold_timeout.",
     )

@@ -13,6 +13,7 @@ from policy.controller.peers import PeerCalls
 from policy.follower import Follower
 from policy.records import GatewayRecord, RolloutRecord, ShardRecord
 from runtime.etcd import Election, EtcdClient, Lease
+from runtime.telemetry.tracing import Tracing
 from tests.support.cluster import WITHOUT_SUPPORT, deadline, eventually, member, settings
 from tests.support.fences import serving_fences
 
@@ -34,7 +35,9 @@ async def controller(etcd, cluster, name="one", ttl=2.0):
     async with EtcdClient(settings(etcd.endpoint)) as client:
         follower = Follower(client, cluster.keys)
         peers = PeerCalls(None, 1.0)
-        it = Controller(client, cluster.keys, follower, peers, name, timedelta(seconds=ttl))
+        it = Controller(
+            client, cluster.keys, follower, peers, name, Tracing("controller", "", 0.0, None), timedelta(seconds=ttl)
+        )
         stop = asyncio.Event()
         await follower.start()
         running = asyncio.create_task(it.run(stop))
@@ -126,11 +129,11 @@ async def test_law_l2_a_deposed_controller_that_wakes_up_changes_nothing(etcd, c
         assert new.is_leader
         peers = PeerCalls(None, 1.0)
         with pytest.raises(WorldChanged):
-            await Actor(cluster.client, cluster.keys, old, peers).perform(
+            await Actor(cluster.client, cluster.keys, old, peers=peers, orders=it._orders).perform(
                 turn.actions, {}, it.follower.policy_mod_revision
             )
         assert await shards_of(cluster) == {}
-        await Actor(cluster.client, cluster.keys, new, peers).perform(turn.actions, {}, it.follower.policy_mod_revision)
+        await Actor(cluster.client, cluster.keys, new, peers=peers, orders=it._orders).perform(turn.actions, {}, it.follower.policy_mod_revision)
         assert len(await shards_of(cluster)) == 16
 
 
@@ -145,7 +148,7 @@ async def test_law_l1_an_assignment_decided_by_an_older_policy_changes_nothing(e
         leadership = await Election(cluster.client, cluster.keys.controller_election, b"it").campaign(lease)
         await cluster.apply(WITHOUT_SUPPORT)
         with pytest.raises(WorldChanged):
-            await Actor(cluster.client, cluster.keys, leadership, PeerCalls(None, 1.0)).perform(
+            await Actor(cluster.client, cluster.keys, leadership, peers=PeerCalls(None, 1.0), orders=it._orders).perform(
                 turn.actions, {}, decided_by
             )
         assert await shards_of(cluster) == {}

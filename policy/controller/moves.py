@@ -1,0 +1,188 @@
+"""Which shards are to move now, and which moves are to be called off: pure functions of plans and records.
+
+A move is wanted while a rollout that has not ended has it in its plan; of several rollouts the newest counts. A move
+that is under way and not wanted is called off before its switch; after it, it goes on to its end. What the law demands
+starts first, and is wanted even while its rollout is being cancelled.
+
+A move that is in trouble holds up no other: it takes no place among those that may be under way between two IDCs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from policy.model import Phase
+from policy.move import BEFORE_SWITCH, UNDER_WAY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from policy.cluster import KnownShard
+    from policy.records import PlannedMove, PlanRecord, RolloutRecord
+
+Shard = tuple[str, int]
+MOST_IN_TROUBLE = 8
+"""Times the limit: so many moves between two IDCs may be under way, those in trouble included."""
+
+
+class KnownRollout(NamedTuple):
+    """A rollout that has not ended, and the revision to compare with when it is to be changed."""
+
+    record: RolloutRecord
+    mod_revision: int
+
+
+class Wanted(NamedTuple):
+    """Where a shard is to go, and by whose order."""
+
+    target: str
+    rollout: KnownRollout
+    required_by_law: bool
+    may_start: bool
+    """False while the rollout is paused: what is under way goes on, nothing begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many moves may be under way at a time."""
+
+    per_pair: int = 2
+    """From one IDC to one other."""
+    per_idc: int = 4
+    """That an IDC takes part in, as source or target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin a new attempt to move a shard."""
+
+    shard: Shard
+    target: str
+    rollout: KnownRollout
+    required_by_law: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallOff:
+    """Call a move off before its switch."""
+
+    shard: Shard
+    reason: str
+
+
+def wanted_moves(rollouts: Iterable[KnownRollout], plans: Mapping[str, PlanRecord]) -> dict[Shard, Wanted]:
+    """Every move that some rollout wants; `rollouts` come oldest first."""
+    wanted: dict[Shard, Wanted] = {}
+    for rollout in rollouts:
+        record = rollout.record
+        plan = plans.get(record.rollout)
+        if record.is_ended or plan is None:
+            continue
+        for move in plan.moves:
+            if _is_wanted(record, move):
+                may_start = record.state == "running" or (record.state == "cancelling" and move.required_by_law)
+                shard = move.region_code, move.shard
+                wanted[shard] = Wanted(move.target, rollout, move.required_by_law, may_start)
+    return wanted
+
+
+def may_go_on(record: RolloutRecord, *, required_by_law: bool) -> bool:
+    """Whether a rollout still wants its moves; those that the law demands it wants until it has ended."""
+    return not record.is_ended and (record.state != "cancelling" or required_by_law)
+
+
+def _is_wanted(record: RolloutRecord, move: PlannedMove) -> bool:
+    return may_go_on(record, required_by_law=move.required_by_law)
+
+
+def calls_off(shards: Mapping[Shard, KnownShard], wanted: Mapping[Shard, Wanted]) -> list[CallOff]:
+    """The moves under way that nobody wants any more."""
+    found: list[CallOff] = []
+    for shard, (record, _) in sorted(shards.items()):
+        if record.phase not in BEFORE_SWITCH:
+            continue
+        now = wanted.get(shard)
+        if now is None:
+            found.append(CallOff(shard, "no rollout wants it any more"))
+        elif now.target != record.target:
+            found.append(CallOff(shard, f"it is to go to {now.target} instead"))
+    return found
+
+
+def starts(
+    shards: Mapping[Shard, KnownShard],
+    wanted: Mapping[Shard, Wanted],
+    *,
+    peers: Mapping[str, tuple[str, ...]],
+    troubled: Iterable[Shard],
+    resting: frozenset[Shard],
+    limits: Limits,
+) -> list[Start]:
+    """The moves that begin now, as far as the limits allow; those that the law demands first."""
+    places = _Places(shards, frozenset(troubled), limits)
+    found: list[Start] = []
+    for shard, order in sorted(wanted.items(), key=lambda item: not item[1].required_by_law):
+        known = shards.get(shard)
+        if known is None or not order.may_start or shard in resting:
+            continue
+        record = known.record
+        if record.phase not in (Phase.SERVING, Phase.PURGING) or record.owner == order.target:
+            continue
+        if not (peers.get(record.owner) and peers.get(order.target)):
+            continue
+        if places.take(record.owner, order.target):
+            found.append(Start(shard, order.target, order.rollout, order.required_by_law))
+    return found
+
+
+class _Places:
+    """How many moves there may still be between two IDCs."""
+
+    def __init__(self, shards: Mapping[Shard, KnownShard], troubled: frozenset[Shard], limits: Limits) -> None:
+        self._limits = limits
+        self._pairs: Counter[tuple[str, str]] = Counter()
+        self._idcs: Counter[str] = Counter()
+        self._all: Counter[tuple[str, str]] = Counter()
+        for shard, (record, _) in shards.items():
+            if record.phase not in UNDER_WAY or record.phase == Phase.PURGING:
+                continue
+            source = record.owner if record.target else (record.leftovers[-1].idc if record.leftovers else record.owner)
+            pair = source, record.target or record.owner
+            self._all[pair] += 1
+            if shard not in troubled:
+                self._count(pair)
+
+    def take(self, source: str, target: str) -> bool:
+        pair = source, target
+        limits = self._limits
+        if self._pairs[pair] >= limits.per_pair or self._all[pair] >= MOST_IN_TROUBLE * limits.per_pair:
+            return False
+        if max(self._idcs[source], self._idcs[target]) >= limits.per_idc:
+            return False
+        self._all[pair] += 1
+        self._count(pair)
+        return True
+
+    def _count(self, pair: tuple[str, str]) -> None:
+        self._pairs[pair] += 1
+        self._idcs.update(set(pair))
+
+
+def unfinished(plan: PlanRecord, record: RolloutRecord, shards: Mapping[Shard, KnownShard]) -> list[PlannedMove]:
+    """The moves of a rollout that have not come to their end: there and purged, or called off and purged."""
+    return [move for move in plan.moves if not _is_finished(move, record, shards.get((move.region_code, move.shard)))]
+
+
+def _is_finished(move: PlannedMove, rollout: RolloutRecord, known: KnownShard | None) -> bool:
+    if known is None:
+        return True
+    record = known.record
+    if any(left.rollout == rollout.rollout for left in record.leftovers):
+        return False
+    if record.owner == move.target:
+        return record.phase != Phase.OPENING
+    if record.phase in (Phase.OPENING, Phase.ABORTING):
+        return False
+    return not _is_wanted(rollout, move) and record.target != move.target
