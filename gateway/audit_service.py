@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from policy.audit.entry import AuditEntry, canonical, time_text
+from policy.audit.facts import revision_hash
 from policy.errors import InvalidInput
+from policy.records import PolicyRevision
 from policy.store import told_as_ours
 from regiongate.v1 import policy_service_pb2 as pb
 
@@ -67,3 +69,17 @@ def from_entry_message(message: pb.AuditEntry) -> AuditEntry:
     except (ValueError, OverflowError):
         content, time = {}, ""
     return AuditEntry(message.number, time, message.kind, content, message.previous_hash, message.hash)
+
+
+def hash_of_revision(message: pb.PolicyRevision) -> str:
+    """What the trail must say of a revision that `GetPolicy` has answered."""
+    record = PolicyRevision(
+        revision=message.revision,
+        parent=message.parent,
+        document=message.document,
+        author=message.author,
+        message=message.message,
+        create_time=message.create_time.ToDatetime(UTC).isoformat() if message.HasField("create_time") else "",
+        rollout=message.rollout,
+    )
+    return revision_hash(record, message.rules_hash)

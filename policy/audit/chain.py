@@ -163,7 +163,8 @@ class AuditChain:
             entries += found
             size += sum(len(item.value) for item in items if item is not None)
             number = numbers.stop
-            has_more = bool(found) or number <= head.number
+            # A gap in the trail this wide ends it here, whatever the head claims: it may claim anything.
+            has_more = bool(found)
             if not has_more or len(entries) >= limit or size >= _PAGE_BYTES:
                 return Page(entries, head, number if has_more else 0)
 

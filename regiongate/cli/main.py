@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "policy": "Check, plan, apply and read the rules.",
     "rows": "Read and write rows.",
     "shards": "Show who owns what.",
+    "audit": "Read the audit trail, and check it.",
     "trace": "Show recorded traces.",
     "doctor": "Check that a stack is well, and say what is wrong.",
     "gateway": "Run one gateway.",
