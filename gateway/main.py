@@ -25,6 +25,7 @@ import structlog
 from gateway.admission import Admission
 from gateway.call_metrics import ETCD_CONNECTED
 from gateway.certificates import client_listener_credentials, peer_channel_credentials, peer_listener_credentials
+from gateway.crossings import Crossings, CrossingsRecorder
 from gateway.decisions import DecisionMessages
 from gateway.engine import Engine
 from gateway.exchange import ExchangeShared
@@ -121,11 +122,12 @@ class Gateway:
         self.address = self._clients.bind(settings.listen, client_listener_credentials(settings))
         self.peer_address = self._peer_side.bind(settings.peer_listen, peer_listener_credentials(settings))
         self._follower = Follower(client, keys)
+        name = settings.gateway or f"{idc}-{secrets.token_hex(3)}"
         self._presence = Presence(
             client,
             keys,
             self._follower,
-            gateway=settings.gateway or f"{idc}-{secrets.token_hex(3)}",
+            gateway=name,
             idc=idc,
             address=settings.advertise or str(self.address),
             peer_address=settings.peer_advertise or str(self.peer_address),
@@ -135,14 +137,21 @@ class Gateway:
         self._store = RowStore(database)
         self._peers = Peers(idc, self.view, PeerSettings(), _connector(settings))
         limits = EngineSettings(max_held=settings.max_held, hold_timeout=settings.hold_timeout)
-        self._engine = Engine(idc, self.view, self._store, self._peers, tracing, settings=limits)
+        policies = PolicyStore(client, keys)
+        self._crossings = Crossings()
+        self._recorder = CrossingsRecorder(
+            self._crossings, policies.audit, gateway=name, idc=idc, every=settings.audit_interval
+        )
+        self._engine = Engine(
+            idc, self.view, self._store, self._peers, tracing, settings=limits, crossings=self._crossings
+        )
         self._keeper = SchemaKeeper(
             self.view,
             migrate=partial(migrate, settings.database_url.get_secret_value()),
             ensure=partial(ensure_datasets, database),
             report=self._presence.report_schema,
         )
-        self._add_services(PolicyStore(client, keys), tracing)
+        self._add_services(policies, tracing)
         ETCD_CONNECTED.set_function(lambda: float(client.is_connected))
         POLICY_AGE.set_function(lambda: time.monotonic() - self._follower.last_event)
 
@@ -160,6 +169,7 @@ class Gateway:
             peers=self._peers,
             decisions=decisions,
             hold_timeout=settings.hold_timeout.total_seconds(),
+            crossings=self._crossings,
         )
         clients = Ladder(self._admission, ClientSide(), tracing, idc)
         self._clients.serve_rows(RowService(clients, shared, lister))
@@ -205,6 +215,7 @@ class Gateway:
                     group.create_task(self._open()),
                     group.create_task(self._check_store()),
                     group.create_task(self._check_database()),
+                    group.create_task(self._recorder.run()),
                 ]
                 await stop.wait()
                 await self._drain()
@@ -255,6 +266,7 @@ class Gateway:
         await asyncio.gather(self._clients.stop(0), self._peer_side.stop(0))
         await self._peers.close()
         await self._engine.drain()
+        await self._recorder.stop()
         await self._follower.stop()
 
 
