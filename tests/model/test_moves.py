@@ -235,6 +235,13 @@ class Moves(RuleBasedStateMachine):
             if self.record.phase in (Phase.DRAINING, Phase.CLOSING):
                 self.put(move.advance(self.record, MoveEvent.CALLED_OFF))
 
+    @rule(times=st.integers(1, 7))
+    def go_on(self, times):
+        """For a while nothing goes wrong."""
+        for _ in range(times):
+            self.turn()
+            self.drive(9)
+
     def effects(self):
         record = self.record
         source, epoch, attempt, target = record.owner, record.epoch, record.attempt, record.target
@@ -306,6 +313,6 @@ class Moves(RuleBasedStateMachine):
 
 
 Moves.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=400, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestMoves = Moves.TestCase
