@@ -94,17 +94,18 @@ class PolicyService(PolicyServiceServicer):
         self, request: pb.PlanPolicyRequest, _call: Call
     ) -> pb.PlanPolicyResponse:
         try:
-            prepared = await prepare(self._store, Draft(request.document, request.file))
+            prepared = await prepare(self._store, Draft(request.document, request.file, rebalance=request.rebalance))
         except PolicyRejected as error:
             return pb.PlanPolicyResponse(findings=map(to_finding_message, error.findings))
         plan = prepared.plan
         return pb.PlanPolicyResponse(
             findings=map(to_finding_message, prepared.findings),
-            parent=prepared.base.revision,
+            parent=prepared.snapshot.base.revision,
+            fingerprint=prepared.fingerprint,
             assigned=_changes(plan.assigned),
             moved=_changes(plan.moved),
             schema_changes=plan.schema_changes,
-            access_changes=(pb.AccessChange(sentence=sentence) for sentence in plan.access_changes),
+            access_changes=(pb.AccessChange(sentence=it.sentence, example=it.example) for it in plan.access_changes),
         )
 
     @unary
@@ -118,6 +119,8 @@ class PolicyService(PolicyServiceServicer):
             request.message,
             request.parent if request.HasField("parent") else None,
             call.traceparent,
+            request.rebalance,
+            request.plan_fingerprint,
         )
         # Shielded: what a caller that gives up has begun is brought to its end, and logged.
         applying = asyncio.create_task(

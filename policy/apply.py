@@ -1,15 +1,16 @@
 """Applying a policy: check, plan, store as one transaction, and wait until it is the law everywhere (law L6).
 
-Nothing is stored unless the document stands, its own expectations hold and the plan is possible. The plan is made
-against the owners that the current policy intends, and stored only if that policy is still current: so no plan can be
-overtaken by another policy, nor by the controller that is still assigning.
+Nothing is stored unless the document stands, its own expectations hold and the plan is possible. The plan is stored
+together with the policy, and only if nothing that it rests on has changed: the current policy, the owner of any shard,
+the orders of operators. Otherwise it is made again from what is so now; but what somebody has seen and meant (a parent,
+a fingerprint) must still be so, or nothing is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,19 +18,24 @@ import structlog
 
 from policy.compile import compile_policy
 from policy.effect import wait_effective
-from policy.errors import IllegalMove, InvalidInput, PolicyNotEffective, PolicyRejected, StoreUnavailable
+from policy.errors import InvalidInput, PlanChanged, PolicyNotEffective, PolicyRejected
 from policy.findings import Finding, Severity
-from policy.follower import load_stored
-from policy.intent import intended_owners
 from policy.loading import LoadedPolicy, load_policy
 from policy.plan import Plan, make_plan
-from policy.records import PolicyRevision, RolloutRecord
-from policy.store import Base, conflict, told_as_ours
+from policy.records import PlannedMove, PlanRecord, PolicyRevision, RolloutRecord
+from policy.standing import Snapshot, compiled, pause, read_snapshot
+from policy.store import GuardFailed, conflict, told_as_ours
+from runtime.etcd import compare_mod_revision, put_op
 
 if TYPE_CHECKING:
-    from policy.compile import Policy
+    from collections.abc import Iterable
+
     from policy.effect import Effect
+    from policy.plan import ShardMove
+    from policy.records import Keys
+    from policy.standing import OpenRollout
     from policy.store import PolicyStore
+    from runtime.etcd import Compare, Op
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +57,10 @@ class Draft:
     parent: int | None = None
     """The revision that the author has read; None: whatever is current."""
     traceparent: str = ""
+    rebalance: bool = False
+    """Whether every RegionCode is spread by its weights anew, also where its rule has not changed."""
+    plan_fingerprint: str = ""
+    """Of the plan that the author has seen; empty: none was saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,8 @@ class Prepared:
 
     loaded: LoadedPolicy
     plan: Plan
-    base: Base
+    snapshot: Snapshot
+    fingerprint: str
     findings: tuple[Finding, ...]
     """All of them, of the document and of the plan."""
 
@@ -78,19 +89,24 @@ class Applied:
     """Gateways whose lease ran out instead."""
 
 
-async def prepare(store: PolicyStore, draft: Draft) -> Prepared:
+async def prepare(store: PolicyStore, draft: Draft, loaded: LoadedPolicy | None = None) -> Prepared:
     """Checks a document and plans the step to it; nothing is stored.
+
+    Args:
+        store: What is current.
+        draft: The document, and whether to rebalance.
+        loaded: The document, when it has been checked before.
 
     Raises:
         PolicyRejected: the document does not stand, with every finding.
         StoreUnavailable: etcd does not answer.
     """
-    loaded = await asyncio.to_thread(load_policy, draft.document, draft.file)
-    base = await store.base()
-    current = _compiled(base)
-    owners = intended_owners(current, await store.owners())
-    plan = make_plan(current, owners, compile_policy(loaded.document, base.revision + 1), loaded)
-    return Prepared(loaded, plan, base, (*loaded.findings, *plan.findings))
+    if loaded is None:
+        loaded = await asyncio.to_thread(load_policy, draft.document, draft.file)
+    snapshot = await read_snapshot(store)
+    plan = await asyncio.to_thread(_plan, loaded, snapshot, rebalance=draft.rebalance)
+    fingerprint = plan.fingerprint(snapshot.base.revision, loaded.text)
+    return Prepared(loaded, plan, snapshot, fingerprint, (*loaded.findings, *plan.findings))
 
 
 async def apply_policy(
@@ -106,21 +122,17 @@ async def apply_policy(
     Raises:
         InvalidInput: author or message is too long.
         PolicyRejected: the document does not stand, or the step to it is impossible; with every finding.
-        IllegalMove: shards that have an owner would get another.
+        PlanChanged: applying would do something else than the plan that was seen.
         RevisionConflict: another revision than the stated parent is current, or became so meanwhile.
         PolicyNotEffective: stored, but not acknowledged by all in time.
         StoreUnavailable: etcd does not answer.
     """
-    _check_words(draft)
+    check_words(draft.author, draft.message)
     prepared = await prepare(store, draft)
-    base = prepared.base
-    if draft.parent is not None and draft.parent != base.revision:
-        raise conflict(draft.parent, base.revision)
-    _check_possible(prepared)
+    _check(draft, prepared)
     if validate_only:
         return Applied(0, "", prepared.findings, (), ())
-    record, rollout = _records(draft, prepared)
-    store_revision = await store.commit(base, record, rollout)
+    record, prepared, store_revision = await _store(store, draft, prepared)
     log.info("policy stored", policy_revision=record.revision, parent=record.parent, store_revision=store_revision)
     with told_as_ours():
         effect = await wait_effective(
@@ -134,51 +146,94 @@ async def apply_policy(
     return _applied(record, prepared, effect)
 
 
-def _compiled(base: Base) -> Policy | None:
-    try:
-        return load_stored(base.current) if base.current else None
-    except (ValueError, PolicyRejected) as error:
-        raise StoreUnavailable("this release cannot read the current policy, so it can plan no step from it") from error
-
-
-def _check_words(draft: Draft) -> None:
-    for name, text, limit in (("author", draft.author, MAX_AUTHOR), ("message", draft.message, MAX_MESSAGE)):
+def check_words(author: str, message: str) -> None:
+    """Raises `InvalidInput` when somebody has too much to say."""
+    for name, text, limit in (("author", author, MAX_AUTHOR), ("message", message, MAX_MESSAGE)):
         if len(text) > limit:
             raise InvalidInput(f"{name} may have {limit} characters", field_name=name)
 
 
-def _check_possible(prepared: Prepared) -> None:
-    plan = prepared.plan
+def plan_record(rollout: str, moved: Iterable[ShardMove]) -> PlanRecord:
+    """The moves of a rollout, as they are stored."""
+    return PlanRecord(rollout, tuple(PlannedMove(*move) for move in moved))
+
+
+def superseding(
+    keys: Keys, rollouts: Iterable[OpenRollout], by: str, now: str
+) -> tuple[tuple[Compare, ...], tuple[Op, ...]]:
+    """What a transaction takes in to end rollouts whose place another one takes."""
+    compares: list[Compare] = []
+    puts: list[Op] = []
+    for record, mod_revision in rollouts:
+        ended = replace(record, state="superseded", end_time=now, note=f"rollout {by} has taken its place")
+        compares.append(compare_mod_revision(keys.rollout(record.rollout), mod_revision))
+        puts.append(put_op(keys.rollout(record.rollout), ended.encode()))
+    return tuple(compares), tuple(puts)
+
+
+def _plan(loaded: LoadedPolicy, snapshot: Snapshot, *, rebalance: bool) -> Plan:
+    new = compile_policy(loaded.document, snapshot.base.revision + 1)
+    return make_plan(compiled(snapshot.base), snapshot.standing, new, loaded, rebalance=rebalance)
+
+
+async def _store(store: PolicyStore, draft: Draft, prepared: Prepared) -> tuple[PolicyRevision, Prepared, int]:
+    """Stores the revision with its plan; plans again for as long as shards switch or orders are given meanwhile."""
+    parent = prepared.snapshot.base.revision
+    for tries in range(1_000):
+        record, rollout = _records(draft, prepared)
+        compares, puts = prepared.snapshot.guards, ()
+        if rollout is not None:
+            ends, ended = superseding(store.keys, prepared.snapshot.rollouts, rollout.rollout, record.create_time)
+            plan = plan_record(rollout.rollout, prepared.plan.moved)
+            compares, puts = (*compares, *ends), (*ended, put_op(store.keys.plan(rollout.rollout), plan.encode()))
+        try:
+            stored = await store.commit(prepared.snapshot.base, record, rollout, compares=compares, puts=puts)
+        except GuardFailed:
+            await pause(tries)
+            prepared = await prepare(store, draft, prepared.loaded)
+            if prepared.snapshot.base.revision != parent:
+                raise conflict(parent, prepared.snapshot.base.revision) from None
+            _check(draft, prepared)
+        else:
+            return record, prepared, stored
+    raise AssertionError("`pause` ends this")
+
+
+def _check(draft: Draft, prepared: Prepared) -> None:
+    """Whether this may be stored."""
+    base, plan = prepared.snapshot.base, prepared.plan
+    if draft.parent is not None and draft.parent != base.revision:
+        raise conflict(draft.parent, base.revision)
     if not plan.is_possible:
         first = next(finding for finding in plan.findings if finding.severity is Severity.ERROR)
         raise PolicyRejected(f"the policy cannot follow the current one: {first.message}", findings=prepared.findings)
-    if plan.moved:
-        move = plan.moved[0]
-        raise IllegalMove(
-            f"the policy would move {len(plan.moved)} shards (the first is {move.region_code}/{move.shard}, from "
-            f"{move.from_idc} to {move.to_idc}); this release cannot move shards, so nothing was stored"
+    if draft.plan_fingerprint not in ("", prepared.fingerprint):
+        raise PlanChanged(
+            f"applying would do something else than the plan that was saved: it starts from revision {base.revision}, "
+            f"assigns {len(plan.assigned)} shards and moves {len(plan.moved)}; plan again and decide again"
         )
 
 
 def _records(draft: Draft, prepared: Prepared) -> tuple[PolicyRevision, RolloutRecord | None]:
-    revision = prepared.base.revision + 1
+    parent, plan = prepared.snapshot.base.revision, prepared.plan
     now = datetime.now(UTC).isoformat()
-    total = len(prepared.plan.assigned)
     rollout = None
-    if total:
-        note = f"{total} shards are waiting for their first owner"
+    if plan.assigned or plan.moved:
+        note = f"{len(plan.assigned)} shards are waiting for their first owner, {len(plan.moved)} for their move"
         rollout = RolloutRecord(
-            rollout=f"r{revision:08d}",
-            policy_revision=revision,
+            rollout=f"r{parent + 1:08d}",
+            policy_revision=parent + 1,
             state="running",
             create_time=now,
-            shards_total=total,
+            shards_total=len(plan.assigned) + len(plan.moved),
             note=note,
             traceparent=draft.traceparent,
+            author=draft.author,
+            message=draft.message,
         )
     record = PolicyRevision(
-        revision=revision,
-        parent=prepared.base.revision,
+        revision=parent + 1,
+        parent=parent,
         document=prepared.loaded.text,
         author=draft.author,
         message=draft.message,

@@ -57,3 +57,25 @@ def assign(weights: Mapping[str, int], shards: int, current: Mapping[int, str]) 
     for shard, idc in zip(free, takers, strict=True):
         owners[shard] = idc
     return tuple(owners)
+
+
+def fill(weights: Mapping[str, int], shards: int, kept: Mapping[int, str]) -> tuple[str, ...]:
+    """Owner of each shard, by number: every shard of `kept` stays where it is, whatever the weights say of that.
+
+    The others go where most is missing of an IDC's quota; of several such IDCs the name decides.
+
+    Raises:
+        ValueError: no weight is above 0, or one is below.
+    """
+    missing = quotas(weights, shards, kept)
+    for shard, idc in kept.items():
+        if idc in missing and 0 <= shard < shards:
+            missing[idc] -= 1
+    owners: list[str] = []
+    for shard in range(shards):
+        owner = kept.get(shard, "")
+        if not owner:
+            owner = min(missing, key=lambda idc: (-missing[idc], idc))
+            missing[owner] -= 1
+        owners.append(owner)
+    return tuple(owners)

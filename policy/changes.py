@@ -27,6 +27,14 @@ DENIED = "denied"
 _OTHER_PURPOSE = ""
 
 
+class AccessChange(NamedTuple):
+    """Who may see or write what, before and after."""
+
+    sentence: str
+    example: str
+    """One concrete case."""
+
+
 class Question(NamedTuple):
     """A decision that is the same for all RegionCodes of one kind."""
 
@@ -72,19 +80,21 @@ def schema_difference(current: Policy | None, new: Policy) -> SchemaDifference:
     return SchemaDifference(tuple(added), tuple(refused))
 
 
-def access_changes(current: Policy | None, new: Policy) -> tuple[str, ...]:
-    """One sentence for each change of law or of decisions."""
+def access_changes(current: Policy | None, new: Policy) -> tuple[AccessChange, ...]:
+    """One sentence, with an example, for each change of law or of decisions."""
     return (*_law_changes(current, new), *_decision_changes(current, new))
 
 
-def _law_changes(current: Policy | None, new: Policy) -> Iterator[str]:
+def _law_changes(current: Policy | None, new: Policy) -> Iterator[AccessChange]:
     if current is None:
         return
     for idc, jurisdiction in new.idcs.items():
         before = current.idcs.get(idc)
         if before is not None and before != jurisdiction:
-            yield f"{idc} stands under {jurisdiction}, was {before}"
+            example = f"a call that enters at {idc} asks from {jurisdiction}; asked from {before}"
+            yield AccessChange(f"{idc} stands under {jurisdiction}, was {before}", example)
     changes: dict[str, list[str]] = {}
+    examples: dict[str, str] = {}
     for code, residency in new.regions.items():
         old = current.regions.get(code)
         if old is None:
@@ -92,14 +102,23 @@ def _law_changes(current: Policy | None, new: Policy) -> Iterator[str]:
         if old.jurisdictions != residency.jurisdictions:
             what = f"may be stored in {join(residency.jurisdictions)}, was {join(old.jurisdictions)}"
             changes.setdefault(what, []).append(code)
+            where = f"rows of {code} may lie in {_homes(new, code)}"
+            examples.setdefault(what, f"{where}; could lie in {_homes(current, code)}")
         if old.allows_transit != residency.allows_transit:
-            what = "may now" if residency.allows_transit else "may no longer"
-            changes.setdefault(f"{what} pass through other jurisdictions", []).append(code)
+            what = f"{'may now' if residency.allows_transit else 'may no longer'} pass through other jurisdictions"
+            changes.setdefault(what, []).append(code)
+            does = "carries the call to the owner" if residency.allows_transit else "only tells who the owner is"
+            examples.setdefault(what, f"a gateway elsewhere that is asked for a row of {code} {does}")
     for what, codes in changes.items():
-        yield f"{shorten(Groups(new.document.groups).name(codes))} {what}"
+        yield AccessChange(f"{shorten(Groups(new.document.groups).name(codes))} {what}", examples[what])
 
 
-def _decision_changes(current: Policy | None, new: Policy) -> Iterator[str]:
+def _homes(policy: Policy, code: str) -> str:
+    lawful = [idc for idc, jurisdiction in policy.idcs.items() if jurisdiction in policy.regions[code].jurisdictions]
+    return join(lawful, "or") if lawful else "no IDC"
+
+
+def _decision_changes(current: Policy | None, new: Policy) -> Iterator[AccessChange]:
     regions: dict[tuple[Question, str, str], list[str]] = {}
     kinds = _kinds(current, new)
     for question in _questions(current, new):
@@ -108,15 +127,19 @@ def _decision_changes(current: Policy | None, new: Policy) -> Iterator[str]:
             after = _outcome(new, question, codes[0])
             if before != after and not (before == ABSENT and after in {AT_HOME, DENIED}) and after != ABSENT:
                 regions.setdefault((question, before, after), []).extend(codes)
-    yield from _sentences(regions, new)
+    yield from _sentences(regions, current, new)
 
 
-def _sentences(regions: Mapping[tuple[Question, str, str], list[str]], new: Policy) -> Iterator[str]:
+def _sentences(
+    regions: Mapping[tuple[Question, str, str], list[str]], current: Policy | None, new: Policy
+) -> Iterator[AccessChange]:
     """Joins what differs only in purpose or dataset."""
     groups = Groups(new.document.groups)
     purposes: dict[tuple[str, str, str, str, str, str], list[str]] = {}
+    cases: dict[str, str] = {}
     for (question, before, after), codes in regions.items():
         where = shorten(groups.name(codes))
+        cases[where] = codes[0]
         known = (question.jurisdiction, question.operation.value, question.dataset, where, before, after)
         purposes.setdefault(known, []).append(question.purpose)
     datasets: dict[tuple[str, str, str, str, str, tuple[str, ...]], list[str]] = {}
@@ -126,7 +149,29 @@ def _sentences(regions: Mapping[tuple[Question, str, str], list[str]], new: Poli
     for (jurisdiction, operation, where, before, after, named), judged in datasets.items():
         purpose = _purpose_words(named, everything)
         was = "" if before == ABSENT else f", was {before}"
-        yield f"from {jurisdiction}, {operation} of {join(judged)} in {where} {purpose}: {after}{was}"
+        sentence = f"from {jurisdiction}, {operation} of {join(judged)} in {where} {purpose}: {after}{was}"
+        stated = next(filter(None, named), "")
+        question = Question(jurisdiction, Operation(operation), judged[0], stated)
+        yield AccessChange(sentence, _example(current, new, question, cases[where]))
+
+
+def _example(current: Policy | None, new: Policy, question: Question, code: str) -> str:
+    asker = next((idc for idc, it in new.idcs.items() if it == question.jurisdiction), question.jurisdiction)
+    purpose = f"for {question.purpose}" if question.purpose else "without a purpose"
+    asks = f"{asker} asks to {question.operation.value} {question.dataset} of {code} {purpose}"
+    before = _verdict(current, question, code)
+    return f"{asks}: {_verdict(new, question, code)}" + (f"; was {before}" if before else "")
+
+
+def _verdict(policy: Policy | None, question: Question, code: str) -> str:
+    """The decision with the rule that makes it; empty where there is nothing to decide."""
+    if policy is None or _outcome(policy, question, code) == ABSENT:
+        return ""
+    decision = policy.decide_for_jurisdiction(
+        question.dataset, code, question.jurisdiction, question.operation, question.purpose
+    )
+    without = f" without {join(decision.withheld)}" if decision.withheld else ""
+    return f"{'allowed' if decision.allowed else 'denied'} by {decision.rule}{without}"
 
 
 def _purpose_words(named: tuple[str, ...], everything: set[str]) -> str:

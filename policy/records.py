@@ -190,6 +190,16 @@ class SwitchRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class OrderRecord(Record):
+    """`last_order`: the newest order of an operator; every order puts it, and who plans compares with it."""
+
+    number: int
+    """Goes up by one with each; the rollouts of orders have their number from here."""
+    what: str = ""
+    create_time: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRecord(Record):
     """`drained/<idc>`: this IDC is to be emptied, and assigned nothing."""
 
@@ -229,6 +239,7 @@ class Keys:
         self.moves = f"{self.root}moves/"
         self.drained = f"{self.root}drained/"
         self.last_switch = f"{self.root}last_switch"
+        self.last_order = f"{self.root}last_order"
         self.audit = f"{self.root}audit/"
         self.audit_entries = f"{self.audit}entries/"
         self.audit_head = f"{self.audit}head"

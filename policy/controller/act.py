@@ -16,7 +16,7 @@ from policy.controller.decide import SHARDS_PER_TRANSACTION, Assign, CallOff, No
 from policy.controller.ledger import now
 from policy.controller.peers import OpeningFailed
 from policy.model import Phase
-from policy.records import MoveRecord, ShardRecord
+from policy.records import MoveRecord, ShardRecord, SwitchRecord
 from runtime.etcd import compare_create_revision, compare_mod_revision, put_op
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ class Actor:
             record = ShardRecord(owner, FIRST_EPOCH, Phase.OPENING, action.policy_revision, rollout=action.rollout)
             compares.append(compare_create_revision(key, 0))
             puts.append(put_op(key, record.encode()))
+        # A first owner is a change of an owner, too: who plans meanwhile plans again.
+        region_code, shard, _ = action.owners[-1]
+        puts.append(put_op(self._keys.last_switch, SwitchRecord(region_code, shard, FIRST_EPOCH).encode()))
         await self._transact(compares, puts)
 
     async def _open(self, action: Open, shards: Mapping[tuple[str, int], KnownShard]) -> None:

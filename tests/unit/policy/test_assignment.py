@@ -1,6 +1,6 @@
 import pytest
 
-from policy.assignment import assign, quotas
+from policy.assignment import assign, fill, quotas
 
 
 def test_shares_follow_the_weights_by_largest_remainder():
@@ -32,3 +32,9 @@ def test_only_the_shards_of_an_owner_that_lost_its_weight_move():
 def test_weights_that_say_nothing_are_refused(weights):
     with pytest.raises(ValueError, match="weights"):
         assign(weights, 4, {})
+
+
+def test_filling_leaves_what_is_kept_and_gives_the_rest_to_whom_most_is_missing():
+    assert fill({"fra": 1, "ams": 1}, 4, {0: "fra", 1: "fra"}) == ("fra", "fra", "ams", "ams")
+    assert fill({"fra": 1, "ams": 1}, 4, {0: "gone", 2: "fra"}) == ("gone", "ams", "fra", "ams")
+    assert fill({"fra": 0, "ams": 1}, 3, {0: "fra"}) == ("fra", "ams", "ams")

