@@ -48,6 +48,7 @@ class UpOptions:
     trace_sample_ratio: float
     log_level: str
     can_restart: bool
+    controllers: int = 1
 
 
 @app.command()
@@ -64,17 +65,20 @@ def up(
     ] = 0.01,
     log_level: Annotated[str, typer.Option(help="Least level in the gateways' and the controller's logs.")] = "info",
     restart: Annotated[bool, typer.Option(help="Start a process again that has ended by itself.")] = True,
+    controllers: Annotated[
+        int, typer.Option(min=0, max=9, help="Controllers to run: one leads, the others stand by; 0 for none.")
+    ] = 1,
 ) -> None:
     """Run the whole embedded stack in the foreground; Ctrl-C ends it.
 
-    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, a controller.
+    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, controllers.
 
     Data, logs and traces stay in the data folder, and a second start on it goes on with them.
 
     For demos and tests, not for production.
     """
     names = tuple(part.strip() for part in idcs.split(",") if part.strip())
-    options = UpOptions(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart)
+    options = UpOptions(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart, controllers)
     setup_logging("up", log_format="console", level="warning")
     try:
         with DataFolder.open(data_dir) as folder:
@@ -137,7 +141,7 @@ def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -
     idcs = tuple(dict.fromkeys((*layout.idcs, *wanted)))
     if not idcs:
         raise CommandFailed("NO_IDCS", "nothing says which IDCs to run", "give --policy FILE, or --idcs a,b")
-    ports = choose_ports(port_uses(idcs), layout.ports, options.base_port)
+    ports = choose_ports(port_uses(idcs, options.controllers), layout.ports, options.base_port)
     folder.save_layout(Layout(idcs, ports))
     return StackOptions(
         data_dir=options.data_dir,
@@ -146,6 +150,7 @@ def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -
         trace_sample_ratio=options.trace_sample_ratio,
         log_level=options.log_level,
         can_restart=options.can_restart,
+        controllers=options.controllers,
     )
 
 

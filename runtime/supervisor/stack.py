@@ -1,4 +1,4 @@
-"""The embedded stack: etcd, a PostgreSQL and a gateway for each IDC, and a controller, each in a process of its own.
+"""The embedded stack: etcd, a PostgreSQL and a gateway for each IDC, and controllers, each in a process of its own.
 
 Servers start side by side, since a machine with two cores is all that a laptop may have: gateways load their modules
 while the databases are being made, and wait for them by themselves. The stack is ready when each gateway says
@@ -33,10 +33,19 @@ _POLL_SECONDS = 0.05
 ETCD_STAGE, DATABASE_STAGE, GATEWAY_STAGE, CONTROLLER_STAGE = range(4)
 
 
-def port_uses(idcs: tuple[str, ...]) -> list[str]:
-    """What a stack needs ports for, in the order in which `--base-port` hands them out."""
+def controller_names(controllers: int) -> list[str]:
+    """Names of so many controllers: `controller`, `controller-2` and so on."""
+    return ["controller", *(f"controller-{number}" for number in range(2, controllers + 1))][:controllers]
+
+
+def port_uses(idcs: tuple[str, ...], controllers: int = 1) -> list[str]:
+    """What a stack needs ports for, in the order in which `--base-port` hands them out.
+
+    The first controller has its place also where none runs, and further ones come last: their number moves no port.
+    """
     gateways, *inner = ([f"{use} of {idc}" for idc in idcs] for use in ("gateway", "peer", "database", "metrics"))
-    return [*gateways, "etcd", "etcd peer", "controller metrics", *(use for uses in inner for use in uses)]
+    further = [f"{name} metrics" for name in controller_names(controllers)[1:]]
+    return [*gateways, "etcd", "etcd peer", "controller metrics", *(use for uses in inner for use in uses), *further]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,8 @@ class StackOptions:
     log_level: str = "info"
     can_restart: bool = True
     ready_timeout: float = 60.0
+    controllers: int = 1
+    """One leads, the others stand by."""
 
 
 class Stack:
@@ -79,8 +90,9 @@ class Stack:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_etcd())
             for idc in self._options.idcs:
-                group.create_task(self._start_own("gateway", idc, GATEWAY_STAGE))
-            group.create_task(self._start_own("controller", "", CONTROLLER_STAGE))
+                group.create_task(self._start_own(f"gateway-{idc}", idc, f"metrics of {idc}"))
+            for name in controller_names(self._options.controllers):
+                group.create_task(self._start_own(name, "", f"{name} metrics"))
             group.create_task(self._start_databases())
 
     async def fail_when_one_ends(self) -> None:
@@ -153,9 +165,9 @@ class Stack:
         port = self._options.ports[f"database of {idc}"]
         self._tell(f"database of {idc} answers on {HOST}:{port} ({time.monotonic() - began:.1f} s)")
 
-    async def _start_own(self, role: str, idc: str, stage: int) -> None:
-        name = f"{role}-{idc}" if idc else role
-        use = f"metrics of {idc}" if idc else f"{role} metrics"
+    async def _start_own(self, name: str, idc: str, use: str) -> None:
+        """Starts the gateway of an IDC, or a controller, whose metrics have the port of that use."""
+        role, stage = ("gateway", GATEWAY_STAGE) if idc else ("controller", CONTROLLER_STAGE)
         child = Child(
             [sys.executable, "-m", "regiongate.cli.main", role],
             self._environment(idc, self._options.ports[use]),

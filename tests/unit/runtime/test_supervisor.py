@@ -17,6 +17,7 @@ from runtime.supervisor.folder import DataFolder, Layout
 from runtime.supervisor.keeper import Keeper, Member
 from runtime.supervisor.ports import choose_ports
 from runtime.supervisor.process import Child, describe_exit, read_tail
+from runtime.supervisor.stack import controller_names, port_uses
 
 SLEEPER = "import signal, time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -82,6 +83,18 @@ def test_a_demanded_port_that_is_taken_is_named_with_its_use_and_holder() -> Non
         choose_ports(["gateway of fra"], {}, base)
     assert caught.value.reason == "PORT_TAKEN"
     assert f"port {base}, wanted for gateway of fra, is taken by process {os.getpid()}" in caught.value.message
+
+
+def test_controllers_are_counted_from_the_second_and_none_runs_when_none_is_wanted() -> None:
+    assert controller_names(0) == []
+    assert controller_names(1) == ["controller"]
+    assert controller_names(3) == ["controller", "controller-2", "controller-3"]
+
+
+def test_the_number_of_controllers_moves_no_other_port() -> None:
+    one = port_uses(("fra", "ams"))
+    assert port_uses(("fra", "ams"), 0) == one
+    assert port_uses(("fra", "ams"), 3) == [*one, "controller-2 metrics", "controller-3 metrics"]
 
 
 async def test_a_child_is_stopped_in_order_and_by_force_when_it_will_not(tmp_path: Path) -> None:
