@@ -148,6 +148,11 @@ class Database:
         await self.close()
 
     @property
+    def settings(self) -> DatabaseSettings:
+        """How it is reached."""
+        return self._settings
+
+    @property
     def is_connected(self) -> bool:
         """Whether the database was reached when it was last tried."""
         return self._is_connected and not self._is_closed

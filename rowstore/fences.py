@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rowstore.database import Database
     from rowstore.model import ShardEpoch
 
-_COLUMNS: Final = "f.region_code, f.shard, f.epoch, f.mode, f.last_seq, f.last_time"
+FENCE_COLUMNS: Final = "f.region_code, f.shard, f.epoch, f.mode, f.last_seq, f.last_time"
 
 # Opening leaves a fence that is there alone, whatever it says: an answer of an older epoch, or another mode, is for the
 # caller to judge (law L2). Sorted by the caller: two openings meet in the same order.
@@ -31,12 +31,12 @@ ON CONFLICT (region_code, shard) DO NOTHING
 """
 
 _GET: Final = f"""
-SELECT {_COLUMNS}
+SELECT {FENCE_COLUMNS}
 FROM unnest($1::text[], $2::int[]) AS s (region_code, shard)
 CROSS JOIN LATERAL (SELECT * FROM shard_fences f WHERE f.region_code = s.region_code AND f.shard = s.shard LIMIT 1) AS f
 """  # noqa: S608 (constants)
 
-_GET_ALL: Final = f"SELECT {_COLUMNS} FROM shard_fences AS f ORDER BY f.region_code, f.shard"  # noqa: S608 (constants)
+_GET_ALL: Final = f"SELECT {FENCE_COLUMNS} FROM shard_fences AS f ORDER BY f.region_code, f.shard"  # noqa: S608 (constants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +79,16 @@ class Fences:
     async def get(self, shards: Sequence[ShardEpoch] = ()) -> list[FenceState]:
         """The fences of the shards that have one, in the order of `shards`; every fence when that is empty."""
         if not shards:
-            return [_state(record) for record in await self._database.fetch(_GET_ALL, is_repeatable=True)]
+            return [fence_state(record) for record in await self._database.fetch(_GET_ALL, is_repeatable=True)]
         records = await self._database.fetch(
             _GET, [shard.region_code for shard in shards], [shard.shard for shard in shards], is_repeatable=True
         )
-        states = {(state.region_code, state.shard): state for state in map(_state, records)}
+        states = {(state.region_code, state.shard): state for state in map(fence_state, records)}
         found = (states.get((shard.region_code, shard.shard)) for shard in shards)
         return [state for state in found if state is not None]
 
 
-def _state(record: asyncpg.Record) -> FenceState:
-    region_code, shard, epoch, mode, last_seq, last_time = record
+def fence_state(record: asyncpg.Record) -> FenceState:
+    """Reads a record that begins with `FENCE_COLUMNS`."""
+    region_code, shard, epoch, mode, last_seq, last_time = tuple(record)[:6]
     return FenceState(region_code, shard, epoch, FenceMode(mode), last_seq, last_time if last_seq else None)

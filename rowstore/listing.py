@@ -9,19 +9,19 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import ARRAY, BigInteger, Integer, Text, bindparam, case, func, literal_column, select, true
+from sqlalchemy import ARRAY, BigInteger, Integer, Text, and_, bindparam, case, func, literal_column, select, true
 
-from rowstore.compiling import compile_statement, rows_of, value_names
+from rowstore.compiling import compile_statement, literal, rows_of, value_names
 from rowstore.filter import build_condition
 from rowstore.model import ListPage, StoredRow
 from rowstore.read_statements import is_readable
-from rowstore.tables import shard_fences
+from rowstore.tables import row_arrivals, shard_fences, table_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from sqlalchemy import Select, Table
+    from sqlalchemy import FromClause, Select, Table
 
     from rowstore.compiling import Statement
     from rowstore.database import Database
@@ -50,19 +50,37 @@ def _admitted() -> Select[Any]:
     ).select_from(asked.join(fence, true()))
 
 
+def _arriving(table: Table) -> FromClause:
+    """A row when any row of the dataset is on its way into one of the shards asked for."""
+    return (
+        select(row_arrivals.c.move_id)
+        .where(
+            row_arrivals.c.region_code == bindparam("region_code", type_=Text),
+            row_arrivals.c.shard == func.any(bindparam("shards", type_=ARRAY(Integer))),
+            row_arrivals.c.dataset == literal(table.name.removeprefix(table_name(""))),
+        )
+        .limit(literal_column("1"))
+        .subquery("arriving")
+    )
+
+
 @lru_cache(maxsize=256)
 def page_statement(table: Table, shape: Shape | None, arguments: int, *, has_after: bool) -> Statement:
     """A record for each row: `let_pass` (null when every shard was, otherwise those that were), then the row.
+
+    When a row is on its way into one of the shards, `is_awaiting` is true, and there are no rows.
 
     The rows come from the primary key in its order, so a page costs what it reads, wherever it begins.
     """
     admitted = _admitted().subquery("admitted")
     is_complete = func.cardinality(admitted.c.shards) == func.cardinality(bindparam("shards", type_=ARRAY(Integer)))
+    arriving = _arriving(table)
+    is_awaiting = select(func.count() > literal_column("0")).select_from(arriving).scalar_subquery()
     rows = select(table.c.key, table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table))).where(
         table.c.region_code == bindparam("region_code", type_=Text),
         table.c.shard == func.any(admitted.c.shards),
         ~table.c.deleted,
-        is_complete,
+        and_(is_complete, ~is_awaiting),
     )
     names = (*_ARGUMENTS, "limit")
     if has_after:
@@ -73,7 +91,9 @@ def page_statement(table: Table, shape: Shape | None, arguments: int, *, has_aft
         names = (*names, *(f"f{index}" for index in range(arguments)))
     page = rows.order_by(table.c.key).limit(bindparam("limit", type_=BigInteger)).lateral("page")
     let_pass = case((is_complete, literal_column("NULL::int[]")), else_=admitted.c.shards).label("let_pass")
-    statement = select(let_pass, *page.c).select_from(admitted.outerjoin(page, true()))
+    statement = select(let_pass, is_awaiting.label("is_awaiting"), *page.c).select_from(
+        admitted.outerjoin(page, true())
+    )
     return compile_statement(statement, names)
 
 
@@ -119,11 +139,13 @@ async def list_page(
     let_pass = records[0][0]
     if let_pass is not None:
         return ListPage((), more=False, missed=tuple(shard for shard in shards if shard.shard not in let_pass))
+    if records[0][1]:
+        return ListPage((), more=False, is_awaiting=True)
     names = value_names(table)
     rows = tuple(
-        StoredRow(shards[0].region_code, record[1], record[2], record[3], dict(zip(names, record[4:], strict=True)))
+        StoredRow(shards[0].region_code, record[2], record[3], record[4], dict(zip(names, record[5:], strict=True)))
         for record in map(tuple, records)
-        if record[1] is not None
+        if record[2] is not None
     )
     return ListPage(rows[:limit], more=len(rows) > limit)
 

@@ -90,6 +90,11 @@ class FenceMiss:
 
 
 @dataclass(frozen=True, slots=True)
+class Arriving:
+    """No live row, but one is on its way here from another RegionCode: whether it has come yet nobody can say."""
+
+
+@dataclass(frozen=True, slots=True)
 class VersionMismatch:
     """The row does not have the demanded version; nothing was written."""
 
@@ -97,8 +102,8 @@ class VersionMismatch:
     """0 when there is no live row."""
 
 
-ReadOutcome = StoredRow | Missing | FenceMiss
-WriteOutcome = Written | VersionMismatch | FenceMiss
+ReadOutcome = StoredRow | Missing | Arriving | FenceMiss
+WriteOutcome = Written | VersionMismatch | Arriving | FenceMiss
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +115,5 @@ class ListPage:
     """Whether there are rows above the last one."""
     missed: tuple[ShardEpoch, ...] = ()
     """Shards that this IDC's database may not serve at that epoch; their rows are not here."""
+    is_awaiting: bool = False
+    """Whether a row is on its way into one of the shards, so that none is here: read again."""

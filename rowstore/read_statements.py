@@ -7,7 +7,7 @@ plan hangs on statistics: tables are met in LATERAL subqueries with a LIMIT, whi
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from rowstore.compiling import SERVING, Statement, compile_statement, literal, rows_of, value_names
 from rowstore.model import FenceMode
-from rowstore.tables import shard_fences, write_requests
+from rowstore.tables import row_arrivals, shard_fences, table_name, write_requests
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, FromClause, Table
@@ -45,22 +45,40 @@ def _refusal(fence: FromClause, epoch: ColumnElement[int]) -> ColumnElement[str 
     ).label("refusal")
 
 
+def _arrival(table: Table, region_code: ColumnElement[str], shard: ColumnElement[int], key: ColumnElement[Any]) -> Any:  # noqa: ANN401 (a scalar subquery)
+    """Since when a row of the key is on its way here; null when none is."""
+    dataset_name = table.name.removeprefix(table_name(""))
+    return (
+        select(row_arrivals.c.start_time)
+        .where(
+            row_arrivals.c.region_code == region_code,
+            row_arrivals.c.shard == shard,
+            row_arrivals.c.dataset == literal(dataset_name),
+            row_arrivals.c.key == cast(key, Text),
+        )
+        .scalar_subquery()
+    )
+
+
 @lru_cache(maxsize=1024)
 def read_one(table: Table) -> Statement:
     """Arguments: region_code, shard, epoch, key. The row (`seq` null without one); nothing when the fence refuses.
 
+    A time without a `seq`: no row, but one is on its way here. That is looked up for a missing row only.
+
     Fence and row are seen in one snapshot, so the row is as it was at a moment when this IDC might serve it.
     """
     region_code = bindparam("region_code", type_=Text)
-    is_row = and_(
-        table.c.region_code == region_code, table.c.key == bindparam("key", type_=table.c.key.type), ~table.c.deleted
-    )
+    shard = bindparam("shard", type_=Integer)
+    key = bindparam("key", type_=table.c.key.type)
+    is_row = and_(table.c.region_code == region_code, table.c.key == key, ~table.c.deleted)
+    time = func.coalesce(table.c.update_time, _arrival(table, region_code, shard, key))
     statement = (
-        select(table.c.seq, table.c.update_time, *(table.c[name] for name in value_names(table)))
+        select(table.c.seq, time, *(table.c[name] for name in value_names(table)))
         .select_from(shard_fences.outerjoin(table, is_row))
         .where(
             shard_fences.c.region_code == region_code,
-            shard_fences.c.shard == bindparam("shard", type_=Integer),
+            shard_fences.c.shard == shard,
             shard_fences.c.epoch == bindparam("epoch", type_=BigInteger),
             is_readable(shard_fences.c.mode),
         )
@@ -72,7 +90,7 @@ def read_one(table: Table) -> Statement:
 def read_many(table: Table) -> Statement:
     """Arguments: arrays of region_codes, shards, epochs, keys.
 
-    A record for each key: `ordinal`, `refusal` (as `_refusal` says), and the row, its `seq` null without one.
+    A record for each key: `ordinal`, `refusal` (as `_refusal` says), and the row as in `read_one`.
     """
     wanted = rows_of(
         "wanted",
@@ -101,9 +119,11 @@ def read_many(table: Table) -> Statement:
         .limit(literal_column("1"))
         .lateral("found")
     )
-    statement = select(wanted.c.ordinal, _refusal(fence, wanted.c.epoch), *row.c).select_from(
-        wanted.outerjoin(fence, true()).outerjoin(row, true())
-    )
+    arrival = _arrival(table, wanted.c.region_code, wanted.c.shard, wanted.c.key)
+    seq, time, *values = row.c
+    statement = select(
+        wanted.c.ordinal, _refusal(fence, wanted.c.epoch), seq, func.coalesce(time, arrival), *values
+    ).select_from(wanted.outerjoin(fence, true()).outerjoin(row, true()))
     return compile_statement(statement, ("region_codes", "shards", "epochs", "keys"))
 
 
@@ -112,7 +132,7 @@ def diagnose(table: Table, dataset_name: str) -> Statement:
     """Arguments: arrays of region_codes, shards, keys, request_ids. A record for each row, as it is now.
 
     `mode` and `epoch` of the fence; `done_seq` and `done_time` of the remembered write; `last_part` of its request, if
-    anything of it is remembered; and the live row's `version`.
+    anything of it is remembered; the live row's `version`; and since when one is `arriving`.
     """
     asked = rows_of(
         "asked",
@@ -159,5 +179,6 @@ def diagnose(table: Table, dataset_name: str) -> Statement:
         done.c.time.label("done_time"),
         done.c.part.label("last_part"),
         row.c.seq.label("version"),
+        _arrival(table, asked.c.region_code, asked.c.shard, asked.c.key).label("arriving"),
     ).select_from(asked.outerjoin(fence, true()).outerjoin(done, true()).outerjoin(row, true()))
     return compile_statement(statement, ("region_codes", "shards", "keys", "request_ids"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rowstore import read_statements
 from rowstore.compiling import value_names
-from rowstore.model import FenceMiss, FenceMode, Missing, StoredRow
+from rowstore.model import Arriving, FenceMiss, FenceMode, Missing, StoredRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rowstore.model import ReadKey, ReadOutcome
 
 _MISSING = Missing()
+_ARRIVING = Arriving()
 
 
 class Reader:
@@ -36,7 +37,9 @@ class Reader:
             records = await self._database.fetch(self._one.sql, *self._one.arrange(key), is_repeatable=True)
             if records:
                 seq, update_time, *values = records[0]
-                return [_MISSING if seq is None else self._row(key, seq, update_time, values)]
+                if seq is None:
+                    return [_MISSING if update_time is None else _ARRIVING]
+                return [self._row(key, seq, update_time, values)]
             # The fence refuses, and the statement below says why.
         records = await self._database.fetch(
             self._many.sql, *self._many.arrange(tuple(zip(*keys, strict=True))), is_repeatable=True
@@ -49,6 +52,8 @@ class Reader:
                 outcomes[index] = FenceMiss(FenceMode(mode), int(epoch)) if mode else FenceMiss(None, 0)
             elif seq is not None:
                 outcomes[index] = self._row(keys[index], seq, update_time, values)
+            elif update_time is not None:
+                outcomes[index] = _ARRIVING
         return outcomes
 
     def _row(self, key: ReadKey, seq: int, update_time: datetime, values: list[object]) -> StoredRow:

@@ -13,6 +13,7 @@ from rowstore import listing
 from rowstore.fences import Fences
 from rowstore.model import ListPage
 from rowstore.reading import Reader
+from rowstore.row_moves import RowMoves
 from rowstore.tables import dataset_table
 from rowstore.writing import Writer
 
@@ -53,6 +54,7 @@ class RowStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.fences = Fences(database)
+        self.moves = RowMoves(database)
         # By identity, because this is looked up for every statement; the entry keeps its dataset alive.
         self._desks: dict[int, _Desk] = {}
 
@@ -98,7 +100,7 @@ class RowStore:
             limit: Most rows to return, at least 1.
 
         Returns:
-            The page. It has no rows when it names shards that were missed.
+            The page. It has no rows when it names shards that were missed, or awaits a row.
 
         Raises:
             DatabaseUnavailable: the database does not answer, or takes too long to find so many rows that fit.

@@ -7,6 +7,8 @@ by bytes (collation "C"), so that key order is the same in every IDC, whatever i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,6 +51,8 @@ shard_fences: Final = Table(
     Column("mode", Text, nullable=False),
     Column("last_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("last_time", TIME_TYPE, nullable=False, server_default=text("'-infinity'")),
+    # The highest attempt to move the shard that was heard of here; steps of a lower one change nothing.
+    Column("attempt", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint(f"mode IN ({', '.join(repr(mode.value) for mode in FenceMode)})", name="mode"),
     # Each write updates its fence. Room in the page keeps the new version beside the old one, out of the index.
     postgresql_with={"fillfactor": 20, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
@@ -69,11 +73,109 @@ write_requests: Final = Table(
     Column("seqs", ARRAY(BigInteger), nullable=False),
     # Forgetting goes by time, and the table grows in the order of time: a block range index costs a write nothing.
     Index("write_requests_update_time", "update_time", postgresql_using="brin"),
+    # A move copies what has come since its last round.
+    Index("write_requests_shard_time", "region_code", "shard", "update_time"),
 )
 """What a retry must not do again, whoever has written since: the keys that a request wrote in a shard, and as what."""
 
-SHARD_TABLES: Final[tuple[Table, ...]] = (write_requests,)
-"""System tables whose rows belong to a shard (`region_code`, `shard`), and travel with it as the datasets' do."""
+row_departures: Final = Table(
+    "row_departures",
+    system_metadata,
+    Column("region_code", REGION_CODE_TYPE, primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("dataset", Text(collation="C"), primary_key=True),
+    Column("key", Text(collation="C"), primary_key=True),
+    Column("move_id", Text(collation="C"), nullable=False),
+    Column("to_region_code", REGION_CODE_TYPE, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("request_id", Text(collation="C"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("asking_idcs", ARRAY(Text), nullable=False),
+    Column("start_time", TIME_TYPE, nullable=False),
+    CheckConstraint("state IN ('prepared', 'departed', 'void')", name="state"),
+)
+"""Rows that are leaving for another RegionCode, at their old home; see `rowstore.row_moves`."""
+
+row_arrivals: Final = Table(
+    "row_arrivals",
+    system_metadata,
+    Column("region_code", REGION_CODE_TYPE, primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("dataset", Text(collation="C"), primary_key=True),
+    Column("key", Text(collation="C"), primary_key=True),
+    Column("move_id", Text(collation="C"), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("from_region_code", REGION_CODE_TYPE, nullable=False),
+    Column("request_id", Text(collation="C"), nullable=False),
+    # Each value as PostgreSQL writes it: that loses nothing, and needs no second notion of the types.
+    Column("columns", ARRAY(Text), nullable=False),
+    Column("values", ARRAY(Text), nullable=False),
+    Column("start_time", TIME_TYPE, nullable=False),
+)
+"""Rows that are expected from another RegionCode, at their new home, with their values; see `rowstore.row_moves`."""
+
+shard_imports: Final = Table(
+    "shard_imports",
+    system_metadata,
+    Column("region_code", REGION_CODE_TYPE, primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    # What the source had when the attempt began: up to there no key comes twice. Null until it is known.
+    Column("first_pass_seq", BigInteger),
+    Column("source_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("copied_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("copied_time", TIME_TYPE),
+    Column("rows_copied", BigInteger, nullable=False, server_default=text("0")),
+    Column("bytes_copied", BigInteger, nullable=False, server_default=text("0")),
+    # Of the rows with a sequence that are here.
+    Column("rows", BigInteger, nullable=False, server_default=text("0")),
+    Column("digest", Text, nullable=False),
+    # Set when everything of a closed source is here.
+    Column("is_final", Boolean, nullable=False, server_default=text("false")),
+    Column("last_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_time", TIME_TYPE),
+)
+"""How far the import of a shard has come; made once nothing of an earlier attempt is left here."""
+
+shard_purges: Final = Table(
+    "shard_purges",
+    system_metadata,
+    Column("region_code", REGION_CODE_TYPE, primary_key=True),
+    Column("shard", Integer, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+)
+"""The new owner was found to have the very rows that lay here, so a purge that was cut short may go on."""
+
+
+class Travels(Enum):
+    """How a system table's rows go along when their shard moves."""
+
+    BY_TIME = "by time"
+    """In rounds, by an `update_time` that never runs backwards inside a shard. A row is never changed."""
+    WHOLE = "whole"
+    """All at once, when the source is closed: for tables of few rows a shard, which change only while it is served."""
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """A system table whose rows belong to a shard (`region_code`, `shard`)."""
+
+    table: Table
+    travels: Travels
+    on_close: str = ""
+    """A statement to run once the fence of shard `$2` of RegionCode `$1` is closed; more than once does no harm."""
+
+
+SHARD_TABLES: Final[tuple[ShardTable, ...]] = (
+    ShardTable(write_requests, Travels.BY_TIME),
+    ShardTable(row_departures, Travels.WHOLE),
+    ShardTable(row_arrivals, Travels.WHOLE),
+)
+"""System tables that travel with a shard, as the datasets' tables do."""
 
 SYSTEM_COLUMNS: Final = ("region_code", "key", "shard", "seq", "update_time", "deleted")
 """Columns of every dataset's table; no column of a policy may have such a name."""

@@ -173,7 +173,8 @@ def _upsert(table: Table, source: CTE, condition: ColumnElement[bool] | None, *,
     return statement.on_conflict_do_update(
         index_elements=[table.c.region_code, table.c.key],
         set_={name: statement.excluded[name] for name in names if name not in ("region_code", "key")},
-        where=table.c.deleted if only_tombstones else None,
+        # A tombstone without a finite time keeps the place of a row that is on its way here (`rowstore.row_moves`).
+        where=and_(table.c.deleted, func.isfinite(table.c.update_time)) if only_tombstones else None,
     )
 
 

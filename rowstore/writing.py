@@ -15,7 +15,7 @@ import asyncpg
 from policy.errors import DatabaseUnavailable
 from rowstore import read_statements, write_statements
 from rowstore.compiling import value_names
-from rowstore.model import FenceMiss, FenceMode, VersionMismatch, Written
+from rowstore.model import Arriving, FenceMiss, FenceMode, VersionMismatch, Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -158,13 +158,16 @@ class Writer:
             is_repeatable=True,
         )
         unexplained: list[int] = []
-        for ordinal, mode, epoch, done_seq, done_time, last_part, version in records:
+        for ordinal, mode, epoch, done_seq, done_time, last_part, version, arriving in records:
             index, row = indexes[ordinal - 1], rows[ordinal - 1]
             if mode != FenceMode.SERVING or epoch != row.epoch:
                 # First of all: without the fence nothing else here can be trusted (law L2).
                 outcomes[index] = FenceMiss(FenceMode(mode) if mode else None, epoch or 0)
             elif done_seq is not None:
                 outcomes[index] = Written(done_seq, done_time, is_replay=True)
+            elif row.if_version is not None and arriving is not None and not version:
+                # Absent or not: whether the row has come, its old home decides.
+                outcomes[index] = Arriving()
             elif row.if_version is not None and row.if_version != (version or 0):
                 outcomes[index] = VersionMismatch(version or 0)
             else:
