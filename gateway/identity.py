@@ -120,7 +120,7 @@ def check_ingress(ingress_idc: str) -> None:
 def check_controller(ingress_idc: str) -> None:
     """Raises `InvalidInput` when a gateway calls what is the controller's."""
     if ingress_idc:
-        raise InvalidInput("fences are the controller's to open", field_name=INGRESS)
+        raise InvalidInput("fences and moves are the controller's", field_name=INGRESS)
 
 
 def certificate_uris(context: ServicerContext) -> frozenset[str]:

@@ -57,13 +57,17 @@ class Ladder:
         caller = self.side.identify(context)
         admission = self.admission
         admission.admit()
-        span = self._tracing.start(
-            method, kind=SpanKind.SERVER, traceparent=caller.traceparent, root=True, attributes=self._attributes
-        )
+        span = self.start_span(method, caller.traceparent)
         traceparent = caller.traceparent if span is None else traceparent_of(span)
         deadline = admission.deadline(context)
         shared = CallContext(deadline, caller.purpose, caller.origin_idc, caller.ingress_idc, traceparent)
         return Call(shared, span, context)
+
+    def start_span(self, method: str, traceparent: str) -> Span | None:
+        """The server's span of a call, where it is sampled."""
+        return self._tracing.start(
+            method, kind=SpanKind.SERVER, traceparent=traceparent, root=True, attributes=self._attributes
+        )
 
     def admit_more(self, call: Call, operations: int) -> None:
         """Lets a call count for so many operations; raises `LimitReached`."""

@@ -29,10 +29,12 @@ from gateway.crossings import Crossings, CrossingsRecorder
 from gateway.decisions import DecisionMessages
 from gateway.engine import Engine
 from gateway.exchange import ExchangeShared
+from gateway.export_source import ExportSource
 from gateway.identity import ClientSide, PeerSide
 from gateway.ladder import Ladder
 from gateway.limits import EngineSettings, PeerSettings
 from gateway.listing import Lister
+from gateway.move_checks import MoveChecks
 from gateway.peers import CHANNEL_OPTIONS, Peers, plaintext_channel
 from gateway.policy_service import PolicyService
 from gateway.routing_service import RoutingService
@@ -40,7 +42,10 @@ from gateway.row_service import ExchangeService, RowService
 from gateway.scan import Scanner
 from gateway.schema_keeper import SchemaKeeper, forget_requests
 from gateway.server import MAX_MESSAGE_BYTES, PEER_MESSAGE_BYTES, Listener
-from gateway.shard_service import ShardService
+from gateway.shard_export import ShardExports
+from gateway.shard_import import ShardImports
+from gateway.shard_moves import ShardMoves
+from gateway.shard_service import Moves, ShardService
 from policy.errors import RegiongateError
 from policy.follower import Follower
 from policy.metrics import POLICY_AGE
@@ -49,6 +54,7 @@ from policy.records import Keys
 from policy.store import PolicyStore
 from policy.view import PolicyView
 from rowstore.database import Database
+from rowstore.moving import Mover
 from rowstore.schema import ensure_datasets, migrate
 from rowstore.store import RowStore
 from runtime import lifecycle
@@ -135,7 +141,9 @@ class Gateway:
         )
         self.view = PolicyView(self._follower, self._presence)
         self._store = RowStore(database)
+        self._mover = Mover(database)
         self._peers = Peers(idc, self.view, PeerSettings(), _connector(settings))
+        self._source = ExportSource(idc, self.view, _connector(settings))
         limits = EngineSettings(max_held=settings.max_held, hold_timeout=settings.hold_timeout)
         policies = PolicyStore(client, keys)
         self._crossings = Crossings()
@@ -177,9 +185,20 @@ class Gateway:
         self._clients.serve_policies(PolicyService(clients, policies))
         peers = Ladder(self._admission, PeerSide(has_tls=settings.has_peer_tls), tracing, idc)
         self._peer_side.serve_exchange(ExchangeService(peers, shared))
-        self._peer_side.serve_shards(
-            ShardService(peers, idc, view, fences=self._store.fences, scanner=scanner, decisions=decisions)
+        self._peer_side.serve_shards(self._make_shard_service(peers, scanner, decisions))
+
+    def _make_shard_service(self, ladder: Ladder, scanner: Scanner, decisions: DecisionMessages) -> ShardService:
+        idc, view, mover = self._settings.idc, self.view, self._mover
+        checks = MoveChecks(idc, view)
+        moves = Moves(
+            ShardMoves(idc, checks, mover),
+            ShardExports(checks, mover),
+            ShardImports(idc, checks, mover, self._source),
+            mover,
         )
+        fences = self._store.fences
+        # Methods of rows on their way to another RegionCode answer UNIMPLEMENTED, as the generated base class does.
+        return ShardService(ladder, idc, view, fences=fences, scanner=scanner, decisions=decisions, moves=moves)  # pyright: ignore[reportAbstractUsage]
 
     @property
     def is_open(self) -> bool:
@@ -264,8 +283,10 @@ class Gateway:
         self._admission.close()
         await self._presence.stop()
         await asyncio.gather(self._clients.stop(0), self._peer_side.stop(0))
+        await self._source.close()
         await self._peers.close()
         await self._engine.drain()
+        await self._mover.aclose()
         await self._recorder.stop()
         await self._follower.stop()
 

@@ -35,6 +35,18 @@ PEER_STREAMS: Final = Gauge("regiongate_peer_streams", "Open streams to gateways
 PEER_BREAKS: Final = Counter(
     "regiongate_peer_breaks", "Streams to gateways of another IDC that broke or could not be opened.", ["idc"]
 )
+STEP_SECONDS: Final = Histogram(
+    "regiongate_shard_step_seconds",
+    "Time that a step of a shard's move took here, successful or not.",
+    ["step"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+)
+STEP_ROWS: Final = Counter("regiongate_shard_step_rows", "Rows that steps of moves have carried or deleted.", ["step"])
+STEP_BYTES: Final = Counter("regiongate_shard_step_bytes", "Bytes of rows that steps of moves have carried.", ["step"])
+STEP_FAILURES: Final = Counter(
+    "regiongate_shard_step_failures", "Steps of moves that failed here, by reason.", ["step", "reason"]
+)
+
 SUPERSEDED: Final = Counter(
     "regiongate_superseded", "Verdicts that no longer stood when they were to take effect, and were judged again."
 )

@@ -1,7 +1,8 @@
 """ShardService: what gateways and the controller ask of this IDC, on the peer listener only.
 
 A fence is opened only for a shard that this gateway's own table assigns to its IDC at that very epoch, and whose
-residency rule permits the IDC: a caller that is mistaken, or late, opens nothing (laws L1, L2).
+residency rule permits the IDC: a caller that is mistaken, or late, opens nothing (laws L1, L2). The steps of moves are
+in `gateway.shard_moves`, `gateway.shard_export` and `gateway.shard_import`.
 """
 
 # The ladder's decorator makes parameters positional, which is how grpc passes them.
@@ -10,16 +11,19 @@ residency rule permits the IDC: a caller that is mistaken, or late, opens nothin
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.identity import check_controller, check_ingress
 from gateway.ladder import unary
+from gateway.move_checks import Step, check_residency
 from gateway.operations import CallContext
 from gateway.requests import check_region, dataset_of, table_of
 from gateway.scan import ScanQuery
+from gateway.streams import stream
 from gateway.values import check_columns, decode_key
-from policy.errors import AccessDenied, InvalidInput, InvalidValue, LimitReached, NotOwnedHere
-from regiongate.v1 import shard_service_pb2, shard_service_pb2_grpc
+from policy.errors import InvalidInput, InvalidValue, LimitReached, NotOwnedHere
+from regiongate.v1 import shard_service_pb2 as pb
+from regiongate.v1 import shard_service_pb2_grpc
 from rowstore.filter import parse_filter
 from rowstore.model import ShardEpoch
 
@@ -30,8 +34,13 @@ if TYPE_CHECKING:
     from gateway.hold import FollowerLike
     from gateway.ladder import Call, Ladder
     from gateway.scan import Scanner
+    from gateway.shard_export import ShardExports
+    from gateway.shard_import import ShardImports
+    from gateway.shard_moves import ShardMoves
+    from gateway.streams import StreamCall
     from policy.table import RoutingTable
     from rowstore.fences import Fences, FenceState
+    from rowstore.moving import Mover
 
 MAX_SHARDS: Final = 10_000
 MAX_SCAN_ROWS: Final = 1000
@@ -39,8 +48,17 @@ _WAIT_FOR_TABLE: Final = 5.0
 """Seconds that an assignment may take to arrive here after the controller has made it."""
 
 
+class Moves(NamedTuple):
+    """What moves shards in one IDC."""
+
+    steps: ShardMoves
+    exports: ShardExports
+    imports: ShardImports
+    mover: Mover
+
+
 class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
-    """Serves fences and scans of one IDC."""
+    """Serves fences, scans and moves of one IDC."""
 
     def __init__(
         self,
@@ -51,6 +69,7 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
         fences: Fences,
         scanner: Scanner,
         decisions: DecisionMessages,
+        moves: Moves,
     ) -> None:
         self.ladder = ladder
         self._idc = idc
@@ -58,31 +77,32 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
         self._fences = fences
         self._scanner = scanner
         self._decisions = decisions
+        self._moves = moves
 
     @unary
     async def OpenShards(  # noqa: N802 (gRPC's name)
-        self, request: shard_service_pb2.OpenShardsRequest, call: Call
-    ) -> shard_service_pb2.OpenShardsResponse:
+        self, request: pb.OpenShardsRequest, call: Call
+    ) -> pb.OpenShardsResponse:
         """Opens fences of shards that are assigned here for the first time."""
         check_controller(call.context.ingress_idc)
         shards = _shards(request.shards)
         await self._check_assigned(shards, call.context.deadline)
         states = await self._fences.open(shards)
-        return shard_service_pb2.OpenShardsResponse(fences=map(_fence_message, states))
+        return pb.OpenShardsResponse(fences=map(_fence_message, states))
 
     @unary
     async def GetFences(  # noqa: N802 (gRPC's name)
-        self, request: shard_service_pb2.GetFencesRequest, call: Call
-    ) -> shard_service_pb2.GetFencesResponse:
+        self, request: pb.GetFencesRequest, call: Call
+    ) -> pb.GetFencesResponse:
         """The fences as the database has them."""
         check_controller(call.context.ingress_idc)
         states = await self._fences.get(_shards(request.shards))
-        return shard_service_pb2.GetFencesResponse(fences=map(_fence_message, states))
+        return pb.GetFencesResponse(fences=map(_fence_message, states))
 
     @unary
     async def ScanRows(  # noqa: N802 (gRPC's name)
-        self, request: shard_service_pb2.ScanRowsRequest, call: Call
-    ) -> shard_service_pb2.ScanRowsResponse:
+        self, request: pb.ScanRowsRequest, call: Call
+    ) -> pb.ScanRowsResponse:
         """A page of the rows of some shards of one RegionCode."""
         check_ingress(call.context.ingress_idc)
         shards = _shards(request.shards)
@@ -92,11 +112,72 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
             asked.deadline, request.purpose or asked.purpose, asked.origin_idc, asked.ingress_idc, asked.traceparent
         )
         page = await self._scanner.scan(query, shards, context)
-        return shard_service_pb2.ScanRowsResponse(
+        return pb.ScanRowsResponse(
             rows=page.rows, more=page.more, decision=self._decisions.message(page.decision, self._idc)
         )
 
-    def _query(self, request: shard_service_pb2.ScanRowsRequest, shards: Sequence[ShardEpoch]) -> ScanQuery:
+    # ---- moves ------------------------------------------------------------------------------------------------------
+
+    @unary
+    async def BeginExport(self, request: pb.BeginExportRequest, call: Call) -> pb.BeginExportResponse:  # noqa: N802 (gRPC's name)
+        """Source: lets an attempt begin."""
+        return pb.BeginExportResponse(fence=await self._step(Step.BEGIN_EXPORT, request.move, call))
+
+    @unary
+    async def DrainShard(self, request: pb.DrainShardRequest, call: Call) -> pb.DrainShardResponse:  # noqa: N802 (gRPC's name)
+        """Source: holds writes."""
+        return pb.DrainShardResponse(fence=await self._step(Step.DRAIN, request.move, call))
+
+    @unary
+    async def CloseShard(self, request: pb.CloseShardRequest, call: Call) -> pb.CloseShardResponse:  # noqa: N802 (gRPC's name)
+        """Source: serves nothing any more."""
+        return pb.CloseShardResponse(fence=await self._step(Step.CLOSE, request.move, call))
+
+    @unary
+    async def ReopenShard(self, request: pb.ReopenShardRequest, call: Call) -> pb.ReopenShardResponse:  # noqa: N802 (gRPC's name)
+        """Source: serves again."""
+        return pb.ReopenShardResponse(fence=await self._step(Step.REOPEN, request.move, call))
+
+    @unary
+    async def OpenShard(self, request: pb.OpenShardRequest, call: Call) -> pb.OpenShardResponse:  # noqa: N802 (gRPC's name)
+        """Target: serves from now on."""
+        return pb.OpenShardResponse(fence=await self._step(Step.OPEN, request.move, call))
+
+    @unary
+    async def PurgeShard(self, request: pb.PurgeShardRequest, call: Call) -> pb.PurgeShardResponse:  # noqa: N802 (gRPC's name)
+        """Either: deletes what lies here of a shard that is another's."""
+        check_controller(call.context.ingress_idc)
+        return await self._moves.steps.purge(request, call.context.deadline)
+
+    @unary
+    async def MeasureShards(self, request: pb.MeasureShardsRequest, call: Call) -> pb.MeasureShardsResponse:  # noqa: ARG002, N802 (gRPC's name; any peer may ask)
+        """How much there is of some shards."""
+        sizes = await self._moves.mover.measure(_shards(request.shards))
+        return pb.MeasureShardsResponse(
+            sizes=[
+                pb.ShardSize(region_code=size.region_code, shard=size.shard, rows=size.rows, bytes=size.bytes)
+                for size in sizes
+            ]
+        )
+
+    @stream
+    async def ImportShard(self, request: pb.ImportShardRequest, call: StreamCall[pb.ImportShardResponse]) -> None:  # noqa: N802 (gRPC's name)
+        """Target: pulls the shard, and tells how far it is."""
+        check_controller(call.context.ingress_idc)
+        await self._moves.imports.run(request, call)
+
+    @stream
+    async def ExportShard(self, request: pb.ExportShardRequest, call: StreamCall[pb.ExportShardResponse]) -> None:  # noqa: N802 (gRPC's name)
+        """Source: gives the target's gateway the rows."""
+        await self._moves.exports.export(request, call)
+
+    async def _step(self, step: Step, move: pb.MoveRef, call: Call) -> pb.ShardFence:
+        check_controller(call.context.ingress_idc)
+        return _fence_message(await self._moves.steps.take(step, move, call.context.deadline))
+
+    # ---- parts of the others ----------------------------------------------------------------------------------------
+
+    def _query(self, request: pb.ScanRowsRequest, shards: Sequence[ShardEpoch]) -> ScanQuery:
         dataset = dataset_of(self._view, request.dataset)
         if len({shard.region_code for shard in shards}) != 1:
             raise InvalidInput("a scan is over shards of one RegionCode", field_name="shards")
@@ -127,29 +208,22 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
                     f"shard {stray.shard} of {stray.region_code} is not assigned to {self._idc} at epoch {stray.epoch}",
                     owner_idc=owner.idc if owner is not None else "",
                 )
-        jurisdiction = table.policy.idcs.get(self._idc)
         for region_code in {shard.region_code for shard in shards}:
-            residency = table.policy.residency(region_code)
-            if jurisdiction not in residency.jurisdictions:
-                raise AccessDenied(
-                    f"residency rule {residency.rule} does not permit {region_code} in {self._idc}",
-                    rule=residency.rule,
-                    policy_revision=table.policy.revision,
-                )
+            check_residency(table.policy, region_code, self._idc)
 
     def _is_assigned(self, table: RoutingTable, shard: ShardEpoch) -> bool:
         route = table.route(shard.region_code, shard.shard)
         return route is not None and (route.idc, route.epoch) == (self._idc, shard.epoch)
 
 
-def _shards(messages: Sequence[shard_service_pb2.ShardRef]) -> list[ShardEpoch]:
+def _shards(messages: Sequence[pb.ShardRef]) -> list[ShardEpoch]:
     if len(messages) > MAX_SHARDS:
         raise LimitReached(f"more than {MAX_SHARDS} shards in one call", limit="shards")
     return [ShardEpoch(check_region(message.region_code), message.shard, message.epoch) for message in messages]
 
 
-def _fence_message(state: FenceState) -> shard_service_pb2.ShardFence:
-    return shard_service_pb2.ShardFence(
+def _fence_message(state: FenceState) -> pb.ShardFence:
+    return pb.ShardFence(
         region_code=state.region_code,
         shard=state.shard,
         epoch=state.epoch,
