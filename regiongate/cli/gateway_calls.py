@@ -48,8 +48,8 @@ class GatewayCalls:
         """Whether a policy has been applied."""
         return await self.current_document() is not None
 
-    async def apply(self, document: str, file: str, tell: Callable[[str], None]) -> None:
-        """Applies the document unless it is current already; returns when its shards are served."""
+    async def apply(self, document: str, file: str, tell: Callable[[str], None], *, can_wait: bool = True) -> None:
+        """Applies the document unless it is current already; returns when its shards are served, if one can wait."""
         if await self.current_document() == document:
             tell(f"{file} is current already")
             return
@@ -58,7 +58,7 @@ class GatewayCalls:
         )
         answer = await self._stub.ApplyPolicy(request, timeout=_APPLY_SECONDS)
         tell(f"{file} is effective as revision {answer.revision}")
-        if answer.rollout:
+        if answer.rollout and can_wait:
             await self._follow(answer.rollout, tell)
 
     async def _follow(self, rollout: str, tell: Callable[[str], None]) -> None:

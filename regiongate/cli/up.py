@@ -125,7 +125,8 @@ async def _make_ready(stack: Stack, loaded: LoadedPolicy | None, options: UpOpti
     await stack.wait_ready()
     async with GatewayCalls(list(stack.gateways.values())) as calls:
         if loaded is not None:
-            await calls.apply(loaded.text, str(options.policy), _tell)
+            # Without a controller nobody gives its shards an owner.
+            await calls.apply(loaded.text, str(options.policy), _tell, can_wait=options.controllers > 0)
         elif not await calls.has_policy():
             _tell("no policy yet: `regiongate policy apply FILE` comes next")
 
