@@ -36,7 +36,9 @@ class _RowMoveStepEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ROW_MOVE_STEP_CANCEL: _RowMoveStep.ValueType  # 3
     """The old home keeps it: forget it."""
     ROW_MOVE_STEP_FIND: _RowMoveStep.ValueType  # 4
-    """What has become of the move here?"""
+    """What has become of the request here?"""
+    ROW_MOVE_STEP_ASK: _RowMoveStep.ValueType  # 5
+    """The new home to the old one, which `shard` names then: does the row's departure stand?"""
 
 class RowMoveStep(_RowMoveStep, metaclass=_RowMoveStepEnumTypeWrapper):
     """One step of a row's way to its new home."""
@@ -49,7 +51,9 @@ ROW_MOVE_STEP_SETTLE: RowMoveStep.ValueType  # 2
 ROW_MOVE_STEP_CANCEL: RowMoveStep.ValueType  # 3
 """The old home keeps it: forget it."""
 ROW_MOVE_STEP_FIND: RowMoveStep.ValueType  # 4
-"""What has become of the move here?"""
+"""What has become of the request here?"""
+ROW_MOVE_STEP_ASK: RowMoveStep.ValueType  # 5
+"""The new home to the old one, which `shard` names then: does the row's departure stand?"""
 global___RowMoveStep = RowMoveStep
 
 @typing.final
@@ -892,6 +896,7 @@ class ReceiveRowRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     COLUMNS_FIELD_NUMBER: builtins.int
     PURPOSE_FIELD_NUMBER: builtins.int
+    ASKING_IDCS_FIELD_NUMBER: builtins.int
     step: global___RowMoveStep.ValueType
     move_id: builtins.str
     """Chosen by the old home, never used twice."""
@@ -910,6 +915,10 @@ class ReceiveRowRequest(google.protobuf.message.Message):
     def columns(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, regiongate.v1.types_pb2.Value]:
         """In ARRIVE only: the whole row."""
 
+    @property
+    def asking_idcs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """In ARRIVE only: the IDCs that ask for the move, each of which must be allowed to."""
+
     def __init__(
         self,
         *,
@@ -922,9 +931,10 @@ class ReceiveRowRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         columns: collections.abc.Mapping[builtins.str, regiongate.v1.types_pb2.Value] | None = ...,
         purpose: builtins.str = ...,
+        asking_idcs: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["key", b"key", "shard", b"shard"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["columns", b"columns", "dataset", b"dataset", "from_region_code", b"from_region_code", "key", b"key", "move_id", b"move_id", "purpose", b"purpose", "request_id", b"request_id", "shard", b"shard", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asking_idcs", b"asking_idcs", "columns", b"columns", "dataset", b"dataset", "from_region_code", b"from_region_code", "key", b"key", "move_id", b"move_id", "purpose", b"purpose", "request_id", b"request_id", "shard", b"shard", "step", b"step"]) -> None: ...
 
 global___ReceiveRowRequest = ReceiveRowRequest
 
@@ -936,7 +946,7 @@ class ReceiveRowResponse(google.protobuf.message.Message):
     RECEIPT_FIELD_NUMBER: builtins.int
     DECISION_FIELD_NUMBER: builtins.int
     state: builtins.str
-    """arrived | settled | unknown"""
+    """arrived | settled | unknown; of a departure: prepared | departed | void | unknown"""
     @property
     def receipt(self) -> regiongate.v1.row_service_pb2.WriteReceipt:
         """When settled."""
