@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from policy.compile import Policy
+    from policy.intent import Shard
     from policy.store import PolicyStore
     from runtime.etcd import Compare, KeyValue, Listing
 
@@ -54,6 +55,7 @@ class Snapshot:
     """The cluster at one revision of the store, as far as it is planned from."""
 
     base: Base
+    shards: Mapping[Shard, ShardRecord]
     standing: Standing
     rollouts: tuple[OpenRollout, ...]
     """Those that have not ended, oldest first."""
@@ -120,10 +122,12 @@ async def _read(store: PolicyStore) -> Snapshot:
         if not (record := RolloutRecord.decode(item.value)).is_ended
     ]
     plans = await _plans(store, [it.record.rollout for it in is_open])
-    owners = {keys.parse_shard(item.key): ShardRecord.decode(item.value).owner for item in shards.items}
+    records = {keys.parse_shard(item.key): ShardRecord.decode(item.value) for item in shards.items}
+    owners = {shard: record.owner for shard, record in records.items()}
     newest = _only(order, keys.last_order)
     return Snapshot(
         await _base(store, _only(current, keys.policy_current)),
+        records,
         Standing(
             owners,
             wanted_moves([it.record for it in is_open], plans, owners),
