@@ -236,8 +236,12 @@ async def running_site(
     options: Callable[[str], Mapping[str, object]] = lambda _: {},
     client_credentials: grpc.ChannelCredentials | None = None,
     controller_credentials: grpc.ChannelCredentials | None = None,
+    has_controller: bool = True,
 ) -> AsyncIterator[Site]:
-    """Gateways of the IDCs, a controller, and a policy in force (unless it is empty)."""
+    """Gateways of the IDCs, a controller, and a policy in force (unless it is empty).
+
+    Without a controller one runs only until all is served: then the test is the controller.
+    """
     site = Site(etcd_endpoint, f"test-{uuid.uuid4().hex[:8]}")
     for idc in IDCS:
         site.databases[idc] = await create_database(server)
@@ -248,12 +252,16 @@ async def running_site(
             ).gateway
             # One after the other: migrations of several databases do not share a process.
             await until(lambda gateway=gateway: gateway.readiness().checks["schema"] == "ok")
-        await stack.enter_async_context(running_controller(site, controller_credentials))
-        for running in site.gateways.values():
-            await until(lambda running=running: running.gateway.is_open)
-        if policy:
-            await site.apply(policy, next(iter(site.gateways)))
-        yield site
+        async with AsyncExitStack() as controllers:
+            await controllers.enter_async_context(running_controller(site, controller_credentials))
+            for running in site.gateways.values():
+                await until(lambda running=running: running.gateway.is_open)
+            if policy:
+                await site.apply(policy, next(iter(site.gateways)))
+            if has_controller:
+                yield site
+        if not has_controller:
+            yield site
 
 
 @asynccontextmanager
