@@ -73,8 +73,14 @@ write_requests: Final = Table(
     Column("seqs", ARRAY(BigInteger), nullable=False),
     # Forgetting goes by time, and the table grows in the order of time: a block range index costs a write nothing.
     Index("write_requests_update_time", "update_time", postgresql_using="brin"),
-    # A move copies what has come since its last round.
-    Index("write_requests_shard_time", "region_code", "shard", "update_time"),
+    # A move copies what has come since its last round. Partial, so that no other statement can be planned to go by it.
+    Index(
+        "write_requests_shard_time",
+        "region_code",
+        "shard",
+        "update_time",
+        postgresql_where=text("update_time > '-infinity'"),
+    ),
 )
 """What a retry must not do again, whoever has written since: the keys that a request wrote in a shard, and as what."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rowstore.moving.connections import STATEMENT_SECONDS, transaction
-from rowstore.moving.digest import in_shard
+from rowstore.moving.digest import BY_SEQ, in_shard
 from rowstore.moving.layout import quote, read_layouts
 
 if TYPE_CHECKING:
@@ -71,4 +71,4 @@ async def _delete_batch(connection: Connection, layout: TableLayout, condition: 
 def _lies_here(layouts: Layouts, layout: TableLayout, step: MoveStep) -> str:
     """Condition for a table's rows of the shard; every row has a sequence above 0, and the index wants to hear it."""
     condition = in_shard(step.region_code, step.shard)
-    return f"{condition} AND seq > 0" if layout in layouts.by_seq else condition
+    return f"{condition} AND {BY_SEQ}" if layout in layouts.by_seq else condition

@@ -33,6 +33,11 @@ NOTHING: Final = ShardDigest(0, "0" * 32)
 MAX_ROWS: Final = 100_000
 """Rows that one statement digests."""
 
+BY_SEQ: Final = "seq > 0"
+"""Always so; the index of a dataset's table demands that a statement says it."""
+BY_TIME: Final = "update_time > '-infinity'"
+"""The same for a table that travels by time."""
+
 _PLAIN_TYPES: Final = frozenset(
     {"bigint", "integer", "boolean", "double precision", "numeric", "timestamp with time zone", "bytea"}
 )
@@ -81,14 +86,14 @@ def in_shard(region_code: str, shard: int) -> str:
 
 
 def in_sequence(after: int, through: int) -> str:
-    """Condition for a range of sequences; `seq > 0` is what the index of a dataset's table demands."""
-    return f"seq > {int(after)} AND seq <= {int(through)} AND seq > 0"
+    """Condition for a range of sequences."""
+    return f"seq > {int(after)} AND seq <= {int(through)} AND {BY_SEQ}"
 
 
 def in_time(after: datetime | None, through: datetime) -> str:
     """Condition for a range of times, both ends included."""
     lower = f"update_time >= {literal(after.isoformat())} AND " if after is not None else ""
-    return f"{lower}update_time <= {literal(through.isoformat())}"
+    return f"{lower}update_time <= {literal(through.isoformat())} AND {BY_TIME}"
 
 
 async def digest_where(connection: Connection, layout: TableLayout, condition: str) -> ShardDigest:
@@ -116,7 +121,8 @@ async def digest_whole(connection: Connection, layouts: Layouts, region_code: st
 async def _digest_table(connection: Connection, layout: TableLayout, condition: str) -> ShardDigest:
     statement = f"""
         SELECT {digest_sql(layout)}, max(seq) FROM (
-            SELECT * FROM {quote(layout.table)} WHERE {condition} AND seq > $1 AND seq > 0 ORDER BY seq LIMIT {MAX_ROWS}
+            SELECT * FROM {quote(layout.table)} WHERE {condition} AND seq > $1 AND {BY_SEQ}
+            ORDER BY seq LIMIT {MAX_ROWS}
         ) AS piece
         """  # noqa: S608 (quoted)
     total, last_seq = NOTHING, 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from policy.errors import DatabaseUnavailable
 from rowstore.model import FenceMode
 from rowstore.moving.connections import SNAPSHOT, STATEMENT_SECONDS, Watch, fetch_one, transaction
-from rowstore.moving.digest import digest_where, in_sequence, in_shard, in_time
+from rowstore.moving.digest import BY_TIME, digest_where, in_sequence, in_shard, in_time
 from rowstore.moving.fence_steps import refusal
 from rowstore.moving.layout import column_list, quote, read_layouts
 from rowstore.moving.model import End, Head, SliceEnd, SliceStart
@@ -223,7 +223,7 @@ class _Reader:
     async def _find_time(self, connection: Connection, layouts: Layouts, after: datetime | None) -> datetime | None:
         """The last time of a slice, when not all that is left fits in; above `after`, so that each gets on."""
         above = f" AND update_time > '{after.isoformat()}'" if after is not None else ""
-        return await self._nth(connection, layouts.by_time, "update_time", self._shard + above)
+        return await self._nth(connection, layouts.by_time, "update_time", f"{self._shard} AND {BY_TIME}{above}")
 
     async def _nth(self, connection: Connection, tables: Sequence[TableLayout], column: str, condition: str) -> Any:  # noqa: ANN401 (as the column is)
         """Where a slice that begins with the first such row is full, or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,14 @@ import asyncpg
 from policy.model import Column, ColumnType, Dataset, KeyType
 from rowstore.database import Database
 from rowstore.model import ReadKey, RowWrite, ShardEpoch
+from rowstore.moving import Mover, MoveStep
 from rowstore.schema import ensure_datasets, migrate
 from rowstore.store import RowStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+
+    from rowstore.moving import ExportPart, ImportProgress
 
 CUSTOMERS = Dataset(
     "customers",
@@ -105,6 +108,23 @@ class RowDatabase:
         finally:
             await connection.close()
 
+    async def fence(self, shard: int = 0) -> tuple[str, int, int] | None:
+        """A fence's mode, epoch and attempt."""
+        record = await self.hand.fetchrow(
+            "SELECT mode, epoch, attempt FROM shard_fences WHERE region_code = 'DE' AND shard = $1", shard
+        )
+        return None if record is None else tuple(record)
+
+    async def contents(self, shard: int = 0) -> dict[str, set[str]]:
+        """Every row of a shard that lies here, as json without nulls, whatever the fence says and a column's place."""
+        found: dict[str, set[str]] = {}
+        for table in ("rows_customers", "rows_orders", "write_requests"):
+            records = await self.hand.fetch(
+                f"SELECT jsonb_strip_nulls(to_jsonb(t))::text FROM {table} AS t WHERE shard = $1", shard
+            )
+            found[table] = {record[0] for record in records}
+        return found
+
     async def until_waiting(self, number: int) -> None:
         """Waits until that many statements queue for a lock."""
 
@@ -131,3 +151,65 @@ async def row_database(url: str) -> AsyncIterator[RowDatabase]:
         hand = await asyncpg.connect(url)
         stack.push_async_callback(hand.close)
         yield RowDatabase(url, database, store, hand, stack)
+
+
+STEP = MoveStep("DE", 0, 1, 1)
+"""The first attempt to move shard 0 of DE."""
+
+
+@dataclass
+class MovePair:
+    """Two IDCs, and what moves shard 0 from one to the other."""
+
+    source: RowDatabase
+    target: RowDatabase
+    sender: Mover
+    receiver: Mover
+
+    def parts(
+        self, step: MoveStep, progress: ImportProgress, *, is_final: bool = False
+    ) -> AsyncGenerator[ExportPart]:
+        """The export that goes on where the target is."""
+        return self.sender.export(
+            step, after_seq=progress.copied_seq, after_time=progress.copied_time, is_final=is_final
+        )
+
+    async def copy(self, step: MoveStep = STEP, *, closed_at_seq: int | None = None) -> ImportProgress:
+        """One import, from where it was; returns the last progress."""
+        progress = await self.receiver.begin_import(step)
+        parts = self.parts(step, progress, is_final=closed_at_seq is not None)
+        told = self.receiver.import_parts(step, parts, closed_at_seq=closed_at_seq)
+        async with aclosing(parts), aclosing(told):
+            async for progress in told:  # noqa: B007 (the last one is wanted)
+                pass
+        return progress
+
+    async def close_and_copy(self, step: MoveStep = STEP) -> ImportProgress:
+        """The last round."""
+        await self.sender.drain(step)
+        fence = await self.sender.close(step)
+        return await self.copy(step, closed_at_seq=fence.last_seq)
+
+    async def move(self, step: MoveStep = STEP) -> ImportProgress:
+        """Everything up to the opening."""
+        await self.sender.begin_export(step)
+        await self.copy(step)
+        progress = await self.close_and_copy(step)
+        await self.receiver.open(step)
+        return progress
+
+
+async def prepare_target(url: str) -> None:
+    """Makes the same tables as `prepare`, with the columns in another order, and no fences."""
+    await migrate(url)
+    reordered = Dataset("customers", KeyType.STRING, {"spend": CUSTOMERS.columns["spend"]})
+    async with Database.open(url) as database:
+        await ensure_datasets(database, [reordered])
+        await ensure_datasets(database, [CUSTOMERS, ORDERS])
+
+
+@asynccontextmanager
+async def move_pair(source: RowDatabase, target: RowDatabase) -> AsyncIterator[MovePair]:
+    """Movers on two databases."""
+    async with Mover(source.database) as sender, Mover(target.database) as receiver:
+        yield MovePair(source, target, sender, receiver)

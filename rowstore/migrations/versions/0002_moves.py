@@ -22,7 +22,12 @@ ZERO = sa.text("0")
 def upgrade() -> None:
     """Adds a column with a constant default, which rewrites no row, an index and two tables."""
     op.add_column("shard_fences", sa.Column("attempt", sa.BigInteger, nullable=False, server_default=ZERO))
-    op.create_index("write_requests_shard_time", "write_requests", ["region_code", "shard", "update_time"])
+    op.create_index(
+        "write_requests_shard_time",
+        "write_requests",
+        ["region_code", "shard", "update_time"],
+        postgresql_where=sa.text("update_time > '-infinity'"),
+    )
     op.create_table(
         "shard_imports",
         sa.Column("region_code", BYTES, nullable=False),
