@@ -19,7 +19,17 @@ from gateway.status import error_from_message
 from gateway.values import read_time
 from policy.errors import NotOwnedHere, RegiongateError, RowNotFound, VersionConflict
 from policy.model import AccessDecision, Phase
-from rowstore.model import FenceMiss, FenceMode, Missing, ReadOutcome, StoredRow, VersionMismatch, WriteOutcome, Written
+from rowstore.model import (
+    Arriving,
+    FenceMiss,
+    FenceMode,
+    Missing,
+    ReadOutcome,
+    StoredRow,
+    VersionMismatch,
+    WriteOutcome,
+    Written,
+)
 from runtime.telemetry.tracing import set_failed
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ SUPERSEDED: Final = "superseded"
 class Call:
     """The operations of one message, and what has become of them."""
 
-    __slots__ = ("asking", "context", "hold_until", "operations", "outcomes")
+    __slots__ = ("arriving", "asking", "context", "hold_until", "operations", "outcomes")
 
     def __init__(self, operations: Sequence[RowOperation], context: CallContext, asking: Asking) -> None:
         self.operations = operations
@@ -53,6 +63,8 @@ class Call:
         self.outcomes: list[OperationOutcome | None] = [None] * len(operations)
         self.hold_until: float | None = None
         """Until when it may be held, on the loop's clock; None while it never was."""
+        self.arriving: set[int] = set()
+        """Operations that were held because a row is on its way to them."""
 
 
 V = TypeVar("V", Serve, Forward)
@@ -168,6 +180,9 @@ class ServeBranch(Branch[Serve]):
         if isinstance(found, VersionMismatch):
             conflict = VersionConflict("the row does not have the demanded version", current=found.current)
             return OperationOutcome(error=conflict, decision=decision)
+        if isinstance(found, Arriving):
+            self.call.arriving.add(index)
+            return None
         if self.call.asking.has_hopped and isinstance(found, FenceMiss) and _has_left(found, route):
             return OperationOutcome(error=NotOwnedHere("the shard has left this IDC"), decision=decision)
         return None

@@ -22,7 +22,7 @@ from gateway.operations import Action, OperationOutcome
 from gateway.plan import Plan, apart
 from gateway.spans import start_spans
 from gateway.statements import Statements
-from policy.errors import NoPolicy, NotOwnedHere
+from policy.errors import NoPolicy, NotOwnedHere, RowMoving
 from rowstore.model import ReadKey, RowWrite
 
 if TYPE_CHECKING:
@@ -169,8 +169,9 @@ class Engine:
         while held is not None:
             error = await self._holding.wait(held, wait)
             if error is not None:
+                moving = RowMoving("the row is on its way here from another RegionCode", error.retry_after)
                 for index in held.indices:
-                    call.outcomes[index] = OperationOutcome(error=error)
+                    call.outcomes[index] = OperationOutcome(error=moving if index in call.arriving else error)
                 return
             held = await self._round(call, held.indices)
 

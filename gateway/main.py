@@ -38,6 +38,10 @@ from gateway.move_checks import MoveChecks
 from gateway.peers import CHANNEL_OPTIONS, Peers, plaintext_channel
 from gateway.policy_service import PolicyService
 from gateway.routing_service import RoutingService
+from gateway.row_move import RowMover
+from gateway.row_move_homes import RowHomes
+from gateway.row_move_receiver import RowReceiver
+from gateway.row_move_sweeper import RowMoveSweeper
 from gateway.row_service import ExchangeService, RowService
 from gateway.scan import Scanner
 from gateway.schema_keeper import SchemaKeeper, forget_requests
@@ -159,6 +163,13 @@ class Gateway:
             ensure=partial(ensure_datasets, database),
             report=self._presence.report_schema,
         )
+        moves = self._store.moves
+        self._row_receiver = RowReceiver(idc, self.view, moves)
+        homes = RowHomes(idc, self._row_receiver, self._peers)
+        self._row_mover = RowMover(
+            idc, self.view, moves, homes, crossings=self._crossings, hold_timeout=settings.hold_timeout
+        )
+        self._row_sweeper = RowMoveSweeper(self.view, moves, homes)
         self._add_services(policies, tracing)
         ETCD_CONNECTED.set_function(lambda: float(client.is_connected))
         POLICY_AGE.set_function(lambda: time.monotonic() - self._follower.last_event)
@@ -180,7 +191,7 @@ class Gateway:
             crossings=self._crossings,
         )
         clients = Ladder(self._admission, ClientSide(), tracing, idc)
-        self._clients.serve_rows(RowService(clients, shared, lister))
+        self._clients.serve_rows(RowService(clients, shared, lister, self._row_mover))
         self._clients.serve_routes(RoutingService(clients, idc, view))
         self._clients.serve_policies(PolicyService(clients, policies))
         peers = Ladder(self._admission, PeerSide(has_tls=settings.has_peer_tls), tracing, idc)
@@ -197,8 +208,17 @@ class Gateway:
             mover,
         )
         fences = self._store.fences
-        # Methods of rows on their way to another RegionCode answer UNIMPLEMENTED, as the generated base class does.
-        return ShardService(ladder, idc, view, fences=fences, scanner=scanner, decisions=decisions, moves=moves)  # pyright: ignore[reportAbstractUsage]
+        return ShardService(
+            ladder,
+            idc,
+            view,
+            fences=fences,
+            scanner=scanner,
+            decisions=decisions,
+            moves=moves,
+            row_mover=self._row_mover,
+            row_receiver=self._row_receiver,
+        )
 
     @property
     def is_open(self) -> bool:
@@ -235,6 +255,7 @@ class Gateway:
                     group.create_task(self._check_store()),
                     group.create_task(self._check_database()),
                     group.create_task(self._recorder.run()),
+                    group.create_task(self._row_sweeper.run()),
                 ]
                 await stop.wait()
                 await self._drain()
@@ -283,6 +304,7 @@ class Gateway:
         self._admission.close()
         await self._presence.stop()
         await asyncio.gather(self._clients.stop(0), self._peer_side.stop(0))
+        await self._row_mover.drain()
         await self._source.close()
         await self._peers.close()
         await self._engine.drain()

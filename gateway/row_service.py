@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.ladder import Call, Ladder
     from gateway.listing import Lister
     from gateway.operations import OperationOutcome, RowOperation
+    from gateway.row_move import RowMover
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -81,12 +82,14 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
         ladder: Ladder,
         shared: ExchangeShared,
         lister: Lister,
+        mover: RowMover,
     ) -> None:
         super().__init__(ladder, shared)
         self._engine = shared.engine
         self._view = shared.view
         self._decisions = shared.decisions
         self._lister = lister
+        self._mover = mover
 
     def _check(self, caller: Caller) -> None:
         """Clients have nothing more to say."""
@@ -136,6 +139,13 @@ class RowService(ExchangeService, row_service_pb2_grpc.RowServiceServicer):
             receipt=to_receipt(outcome.receipt),
             decision=self._decisions.message(outcome.decision, outcome.owner_idc),
         )
+
+    @unary
+    async def MoveRow(  # noqa: N802 (gRPC's name)
+        self, request: row_service_pb2.MoveRowRequest, call: Call
+    ) -> row_service_pb2.MoveRowResponse:
+        """Gives the row another RegionCode."""
+        return await self._mover.move(request, call.context)
 
     @unary
     async def BatchGetRows(  # noqa: N802 (gRPC's name)

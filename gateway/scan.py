@@ -6,14 +6,16 @@ dropped here, at the owner, and does not travel. A page ends at its number of ro
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from gateway.hold import FIRST_PAUSE, LONGEST_PAUSE
 from gateway.judge import Asking, Deny, access_denied, asking_side, still_stands
 from gateway.operations import Action, RowOperation
 from gateway.requests import table_of
 from gateway.values import encode_row
-from policy.errors import AccessDenied, NotOwnedHere, StaleEpoch
+from policy.errors import AccessDenied, NotOwnedHere, RowMoving, StaleEpoch
 from policy.model import Operation
 from rowstore.model import StoredRow
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 MAX_PAGE_BYTES: Final = 1 << 20
 """A page ends after the row that reaches this, so it holds less than two rows of the largest size."""
+
+_AWAIT_SHARE: Final = 0.5
+"""Of the caller's time, for a row that is on its way into the shards; its owner's answer must still get through."""
 
 _FIRST_CHUNK: Final = 128
 """Rows read before anything is known of their size."""
@@ -142,6 +147,7 @@ class Scanner:
             AccessDenied, TableTooOld: as in `ScanJudge.judge`.
             NotOwnedHere: the rows may not pass through the IDC that asks.
             StaleEpoch: this IDC's database does not serve one of the shards at its epoch.
+            RowMoving: a row was on its way into the shards for too long.
             DatabaseUnavailable: it does not answer.
         """
         judge = ScanJudge(self._idc, self._view, query, context)
@@ -152,13 +158,18 @@ class Scanner:
             raise NotOwnedHere(
                 f"rows of {query.region_code} do not pass through {context.ingress_idc}", owner_idc=self._idc
             )
-        rows, more = await self._read(query, shards)
+        rows, more = await self._read(query, shards, context.deadline)
         decision = judge.judge_again(decision, table, own)
         return ScanPage([_visible(row, query, decision) for row in rows], more, decision)
 
-    async def _read(self, query: ScanQuery, shards: Sequence[ShardEpoch]) -> tuple[list[StoredRow], bool]:
+    async def _read(
+        self, query: ScanQuery, shards: Sequence[ShardEpoch], deadline: float
+    ) -> tuple[list[StoredRow], bool]:
         rows: list[StoredRow] = []
         after, size, chunk = query.after, 0, _FIRST_CHUNK
+        pause = FIRST_PAUSE
+        now = asyncio.get_running_loop().time
+        until = now() + (deadline - now()) * _AWAIT_SHARE
         while True:
             limit = min(chunk, query.limit - len(rows))
             page = await self._store.list_page(
@@ -166,6 +177,12 @@ class Scanner:
             )
             if page.missed:
                 raise StaleEpoch(f"{self._idc} does not serve shards of {query.region_code} at the epochs asked for")
+            if page.is_awaiting:
+                if now() + pause >= until:
+                    raise RowMoving(f"a row is on its way to {query.region_code} from another RegionCode")
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
             for row in page.rows:
                 rows.append(row)
                 size += _size(row)

@@ -11,6 +11,7 @@ in `gateway.shard_moves`, `gateway.shard_export` and `gateway.shard_import`.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.identity import check_controller, check_ingress
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from gateway.decisions import DecisionMessages
     from gateway.hold import FollowerLike
     from gateway.ladder import Call, Ladder
+    from gateway.row_move import RowMover
+    from gateway.row_move_receiver import RowReceiver
     from gateway.scan import Scanner
     from gateway.shard_export import ShardExports
     from gateway.shard_import import ShardImports
@@ -70,6 +73,8 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
         scanner: Scanner,
         decisions: DecisionMessages,
         moves: Moves,
+        row_mover: RowMover,
+        row_receiver: RowReceiver,
     ) -> None:
         self.ladder = ladder
         self._idc = idc
@@ -78,6 +83,8 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
         self._scanner = scanner
         self._decisions = decisions
         self._moves = moves
+        self._row_mover = row_mover
+        self._row_receiver = row_receiver
 
     @unary
     async def OpenShards(  # noqa: N802 (gRPC's name)
@@ -176,6 +183,23 @@ class ShardService(shard_service_pb2_grpc.ShardServiceServicer):
         return _fence_message(await self._moves.steps.take(step, move, call.context.deadline))
 
     # ---- parts of the others ----------------------------------------------------------------------------------------
+
+    @unary
+    async def ForwardMoveRow(  # noqa: N802 (gRPC's name)
+        self, request: pb.ForwardMoveRowRequest, call: Call
+    ) -> pb.ForwardMoveRowResponse:
+        """Gives a row of this IDC another RegionCode."""
+        check_ingress(call.context.ingress_idc)
+        context = replace(call.context, purpose=request.purpose or call.context.purpose)
+        return pb.ForwardMoveRowResponse(response=await self._row_mover.move(request.request, context))
+
+    @unary
+    async def ReceiveRow(  # noqa: N802 (gRPC's name)
+        self, request: pb.ReceiveRowRequest, call: Call
+    ) -> pb.ReceiveRowResponse:
+        """One step of a row's way to its new home."""
+        check_ingress(call.context.ingress_idc)
+        return await self._row_receiver.receive(request, call.context.ingress_idc)
 
     def _query(self, request: pb.ScanRowsRequest, shards: Sequence[ShardEpoch]) -> ScanQuery:
         dataset = dataset_of(self._view, request.dataset)
