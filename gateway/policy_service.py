@@ -1,7 +1,7 @@
 """`PolicyService`: the rules, read, checked, planned and changed through any gateway.
 
-A thin face of `policy.apply` and `policy.store`. Everything is read from etcd at the time of the call, not from this
-gateway's table: an admin sees what is current, also through a gateway that has fallen behind.
+A thin face of `policy.apply`, `policy.rollouts` and `policy.store`. Everything is read from etcd at the time of the
+call, not from this gateway's table: an admin sees what is current, also through a gateway that has fallen behind.
 """
 
 # The ladder's decorator makes parameters positional, which is how grpc passes them.
@@ -10,53 +10,70 @@ gateway's table: an admin sees what is current, also through a gateway that has 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from contextlib import aclosing
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gateway.audit_service import list_entries
 from gateway.ladder import unary
+from gateway.measures import Measured
+from gateway.policy_messages import (
+    change_messages,
+    holding_message,
+    move_message,
+    page_size,
+    read_token,
+    revision_message,
+    rollout_message,
+    stuck_message,
+    write_token,
+)
+from gateway.rollout_view import RolloutView, watch_rollout
 from gateway.status import abort, to_finding_message
 from policy.apply import Draft, apply_policy, prepare
-from policy.audit.facts import rules_hash
-from policy.errors import InvalidInput, InvalidPageToken, LimitReached, PolicyRejected
+from policy.errors import InvalidInput, LimitReached, PolicyRejected
+from policy.estimate import copy_rates, estimate_seconds
 from policy.loading import load_policy
 from policy.records import RolloutRecord
+from policy.rollouts import Orders, Signature
 from policy.store import told_as_ours
 from regiongate.v1 import policy_service_pb2 as pb
 from regiongate.v1.policy_service_pb2_grpc import PolicyServiceServicer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     import grpc.aio
 
     from gateway.ladder import Call, Ladder
-    from policy.apply import Applied
+    from gateway.measures import Measures
     from policy.plan import ShardMove
-    from policy.records import PolicyRevision
     from policy.store import PolicyStore
 
-DEFAULT_PAGE = 100
-MAX_PAGE = 1000
 DEFAULT_APPLY_SECONDS = 30.0
 DEADLINE_MARGIN = 0.5
 """Seconds kept of the caller's deadline, so that the answer still reaches it."""
 MAX_WATCHES = 64
 
+T = TypeVar("T")
+
 
 class PolicyService(PolicyServiceServicer):
     """Serves the policy of one cluster."""
 
-    def __init__(self, ladder: Ladder, store: PolicyStore) -> None:
+    def __init__(self, ladder: Ladder, store: PolicyStore, measures: Measures | None = None) -> None:
+        """Serves what is in the store.
+
+        Args:
+            ladder: The listener's.
+            store: The policy store.
+            measures: Tells how much a plan would copy; without it, no plan says so.
+        """
         self.ladder = ladder
         self._store = store
+        self._orders = Orders(store)
+        self._measures = measures
         self._watches = asyncio.Semaphore(MAX_WATCHES)
-        self._applying: set[asyncio.Task[Applied]] = set()
+        self._begun: set[asyncio.Task[Any]] = set()
 
     @unary
     async def GetPolicy(  # noqa: N802, D102
@@ -64,19 +81,19 @@ class PolicyService(PolicyServiceServicer):
     ) -> pb.GetPolicyResponse:
         if request.revision < 0:
             raise InvalidInput("a revision is not negative", field_name="revision")
-        return pb.GetPolicyResponse(policy=_revision(await self._store.revision(request.revision)))
+        return pb.GetPolicyResponse(policy=revision_message(await self._store.revision(request.revision)))
 
     @unary
     async def ListPolicyRevisions(  # noqa: N802, D102
         self, request: pb.ListPolicyRevisionsRequest, _call: Call
     ) -> pb.ListPolicyRevisionsResponse:
-        size = _page_size(request.page_size)
-        newest = _read_token(request.page_token, "revision") or await self._store.newest_revision()
+        size = page_size(request.page_size)
+        newest = read_token(request.page_token, "revision") or await self._store.newest_revision()
         found = await self._store.revisions(newest, size)
         oldest = newest - len(found)
         return pb.ListPolicyRevisionsResponse(
-            revisions=[_revision(record, with_document=False) for record in found],
-            next_page_token=_write_token("revision", oldest) if oldest > 0 else "",
+            revisions=[revision_message(record, with_document=False) for record in found],
+            next_page_token=write_token("revision", oldest) if oldest > 0 else "",
         )
 
     @unary
@@ -98,14 +115,18 @@ class PolicyService(PolicyServiceServicer):
         except PolicyRejected as error:
             return pb.PlanPolicyResponse(findings=map(to_finding_message, error.findings))
         plan = prepared.plan
+        measured = await self._measure(plan.moved)
         return pb.PlanPolicyResponse(
             findings=map(to_finding_message, prepared.findings),
             parent=prepared.snapshot.base.revision,
-            fingerprint=prepared.fingerprint,
-            assigned=_changes(plan.assigned),
-            moved=_changes(plan.moved),
+            assigned=change_messages(plan.assigned),
+            moved=change_messages(plan.moved, measured.sizes),
             schema_changes=plan.schema_changes,
             access_changes=(pb.AccessChange(sentence=it.sentence, example=it.example) for it in plan.access_changes),
+            holding_changes=map(holding_message, plan.holding_changes),
+            estimated_seconds=await self._estimate(plan.moved, measured),
+            unreachable=measured.unreachable,
+            fingerprint=prepared.fingerprint,
         )
 
     @unary
@@ -122,13 +143,9 @@ class PolicyService(PolicyServiceServicer):
             request.rebalance,
             request.plan_fingerprint,
         )
-        # Shielded: what a caller that gives up has begun is brought to its end, and logged.
-        applying = asyncio.create_task(
+        applied = await self._to_its_end(
             apply_policy(self._store, draft, deadline=_deadline(call), validate_only=request.validate_only)
         )
-        self._applying.add(applying)
-        applying.add_done_callback(self._forget)
-        applied = await asyncio.shield(applying)
         return pb.ApplyPolicyResponse(
             revision=applied.revision,
             rollout=applied.rollout,
@@ -141,29 +158,32 @@ class PolicyService(PolicyServiceServicer):
     async def ListAuditEntries(  # noqa: N802, D102
         self, request: pb.ListAuditEntriesRequest, _call: Call
     ) -> pb.ListAuditEntriesResponse:
-        token, size = _read_token(request.page_token, "audit"), _page_size(request.page_size)
+        token, size = read_token(request.page_token, "audit"), page_size(request.page_size)
         answer = await list_entries(self._store.audit, request, token, size)
         if answer.next_page_token:
-            answer.next_page_token = _write_token("audit", int(answer.next_page_token))
+            answer.next_page_token = write_token("audit", int(answer.next_page_token))
         return answer
 
     @unary
     async def GetRollout(  # noqa: N802, D102
         self, request: pb.GetRolloutRequest, _call: Call
     ) -> pb.GetRolloutResponse:
-        return pb.GetRolloutResponse(rollout=_rollout(await self._store.rollout(request.rollout)))
+        view = await RolloutView.open(self._store, request.rollout)
+        return pb.GetRolloutResponse(rollout=await view.read())
 
     @unary
     async def ListRollouts(  # noqa: N802, D102
         self, request: pb.ListRolloutsRequest, _call: Call
     ) -> pb.ListRolloutsResponse:
-        size = _page_size(request.page_size)
-        below = _read_token(request.page_token, "rollout")
-        found = [r for r in await self._store.rollouts() if not below or r.policy_revision < below]
-        page = found[:size]
+        size, below = page_size(request.page_size), read_token(request.page_token, "rollout")
+        with told_as_ours():
+            listing = await self._store.client.list(self._store.keys.rollouts)
+        # By when the store got to know them: no clock of a gateway decides the order.
+        found = sorted(listing.items, key=lambda item: -item.create_revision)
+        found = [item for item in found if not below or item.create_revision < below]
         return pb.ListRolloutsResponse(
-            rollouts=map(_rollout, page),
-            next_page_token=_write_token("rollout", page[-1].policy_revision) if len(found) > size else "",
+            rollouts=[rollout_message(RolloutRecord.decode(item.value)) for item in found[:size]],
+            next_page_token=write_token("rollout", found[size - 1].create_revision) if len(found) > size else "",
         )
 
     async def WatchRollout(  # noqa: N802, D102
@@ -174,100 +194,93 @@ class PolicyService(PolicyServiceServicer):
             call = self.ladder.enter("WatchRollout", context)
             if self._watches.locked():
                 raise LimitReached(f"{MAX_WATCHES} rollouts are being watched already", limit="rollout watches")
-            async with self._watches:
-                await self._store.rollout(request.rollout)
-                async for record in self._states(request.rollout):
-                    yield pb.WatchRolloutResponse(rollout=_rollout(record))
+            async with self._watches, aclosing(watch_rollout(self._store, request.rollout)) as states:
+                async for rollout in states:
+                    yield pb.WatchRolloutResponse(rollout=rollout)
         except Exception as error:  # noqa: BLE001 (`abort` maps every error, and logs the unexpected)
             await abort(context, error, where="WatchRollout", traceparent=call.traceparent if call else "")
         finally:
             if call is not None:
                 self.ladder.leave(call)
 
-    def _forget(self, applying: asyncio.Task[Applied]) -> None:
-        self._applying.discard(applying)
-        if not applying.cancelled():
-            applying.exception()  # seen here, since the caller may have gone
+    @unary
+    async def CancelRollout(  # noqa: N802, D102
+        self, request: pb.CancelRolloutRequest, _call: Call
+    ) -> pb.CancelRolloutResponse:
+        cancelled = await self._to_its_end(self._orders.cancel(request.rollout, request.author))
+        return pb.CancelRolloutResponse(
+            rollout=rollout_message(cancelled.record),
+            going_on=[move_message(move, phase, None) for move, phase in cancelled.going_on],
+        )
 
-    async def _states(self, rollout: str) -> AsyncIterator[RolloutRecord]:
-        """The rollout now, then each state that it comes to, until it has ended."""
-        key = self._store.keys.rollout(rollout)
-        with told_as_ours():
-            async with aclosing(self._store.client.follow(key)) as batches:
-                async for batch in batches:
-                    items = (*batch.items, *(event.item for event in batch.events if event.kind == "put"))
-                    for record in (RolloutRecord.decode(item.value) for item in items if item.key == key):
-                        yield record
-                        if record.state != "running":
-                            return
+    @unary
+    async def PauseRollout(  # noqa: N802, D102
+        self, request: pb.PauseRolloutRequest, _call: Call
+    ) -> pb.PauseRolloutResponse:
+        return pb.PauseRolloutResponse(
+            rollout=rollout_message(await self._to_its_end(self._orders.pause(request.rollout)))
+        )
+
+    @unary
+    async def ResumeRollout(  # noqa: N802, D102
+        self, request: pb.ResumeRolloutRequest, _call: Call
+    ) -> pb.ResumeRolloutResponse:
+        return pb.ResumeRolloutResponse(
+            rollout=rollout_message(await self._to_its_end(self._orders.resume(request.rollout)))
+        )
+
+    @unary
+    async def MoveShard(  # noqa: N802, D102
+        self, request: pb.MoveShardRequest, call: Call
+    ) -> pb.MoveShardResponse:
+        signature = Signature(request.author, request.message, call.traceparent)
+        order = self._orders.move_shard(request.region_code, request.shard, request.to_idc, signature)
+        return pb.MoveShardResponse(rollout=(await self._to_its_end(order)).rollout)
+
+    @unary
+    async def DrainIdc(  # noqa: N802, D102
+        self, request: pb.DrainIdcRequest, call: Call
+    ) -> pb.DrainIdcResponse:
+        signature = Signature(request.author, request.message, call.traceparent)
+        drained = await self._to_its_end(self._orders.drain_idc(request.idc, signature))
+        return pb.DrainIdcResponse(
+            rollout=drained.rollout, moved=change_messages(drained.moved), stuck=map(stuck_message, drained.stuck)
+        )
+
+    @unary
+    async def UndrainIdc(  # noqa: N802, D102
+        self, request: pb.UndrainIdcRequest, _call: Call
+    ) -> pb.UndrainIdcResponse:
+        await self._to_its_end(self._orders.undrain_idc(request.idc, request.author))
+        return pb.UndrainIdcResponse()
+
+    async def _measure(self, moved: Sequence[ShardMove]) -> Measured:
+        return await self._measures.measure(moved) if self._measures is not None and moved else Measured()
+
+    async def _estimate(self, moved: Sequence[ShardMove], measured: Measured) -> float | None:
+        """Seconds that the moves will take; None when what is copied is not known, or how fast."""
+        if not moved or any(move.key not in measured.sizes for move in moved):
+            return None
+        rows: dict[tuple[str, str], int] = {}
+        for move in moved:
+            pair = move.from_idc, move.to_idc
+            rows[pair] = rows.get(pair, 0) + measured.sizes[move.key][0]
+        return estimate_seconds(rows, await copy_rates(self._store))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a caller that gives up has begun is brought to its end, and logged."""
+        task = asyncio.create_task(work)
+        self._begun.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._begun.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen here, since the caller may have gone
 
 
 def _deadline(call: Call) -> float:
     remaining = cast("float | None", call.grpc.time_remaining())  # the stub forgets calls without a deadline
     seconds = DEFAULT_APPLY_SECONDS if remaining is None else max(0.0, remaining - DEADLINE_MARGIN)
     return asyncio.get_running_loop().time() + seconds
-
-
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= MAX_PAGE:
-        raise InvalidInput(f"page_size is 1 to {MAX_PAGE}", field_name="page_size")
-    return asked or DEFAULT_PAGE
-
-
-def _write_token(kind: str, number: int) -> str:
-    return base64.urlsafe_b64encode(f"{kind}:{number}".encode()).decode()
-
-
-def _read_token(token: str, kind: str) -> int:
-    """The number in a token of that kind; 0 without a token."""
-    if not token:
-        return 0
-    try:
-        found, _, number = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition(":")
-        if found == kind and 0 < int(number) < 2**63:
-            return int(number)
-    except (binascii.Error, ValueError):
-        pass
-    raise InvalidPageToken("the page token was not made by this list", field_name="page_token")
-
-
-def _time(text: str) -> Timestamp | None:
-    if not text:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(datetime.fromisoformat(text))
-    return stamp
-
-
-def _revision(record: PolicyRevision, *, with_document: bool = True) -> pb.PolicyRevision:
-    return pb.PolicyRevision(
-        revision=record.revision,
-        parent=record.parent,
-        document=record.document if with_document else "",
-        author=record.author,
-        message=record.message,
-        create_time=_time(record.create_time),
-        rollout=record.rollout,
-        rules_hash=rules_hash(record) if with_document else "",
-    )
-
-
-def _changes(moves: Iterable[ShardMove]) -> Iterable[pb.ShardChange]:
-    return (
-        pb.ShardChange(region_code=move.region_code, shard=move.shard, from_idc=move.from_idc, to_idc=move.to_idc)
-        for move in moves
-    )
-
-
-def _rollout(record: RolloutRecord) -> pb.Rollout:
-    return pb.Rollout(
-        rollout=record.rollout,
-        policy_revision=record.policy_revision,
-        state=record.state,
-        shards_total=record.shards_total,
-        shards_done=record.shards_done,
-        create_time=_time(record.create_time),
-        end_time=_time(record.end_time),
-        note=record.note,
-        traceparent=record.traceparent,
-    )

@@ -67,8 +67,8 @@ class Cancelled:
     """A rollout that is being cancelled."""
 
     record: RolloutRecord
-    going_on: tuple[PlannedMove, ...]
-    """Moves that go on, because the law demands them or they have passed their switch."""
+    going_on: tuple[tuple[PlannedMove, str], ...]
+    """Moves that go on, because the law demands them or they have passed their switch, and their phases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,8 @@ class Orders:
             StoreUnavailable: etcd does not answer, or changes too fast.
         """
         changed, snapshot = await self._turn(rollout, "cancelling", ("running", "paused"), author)
-        going_on = (move for move in snapshot.plans[rollout].moves if _goes_on(snapshot, rollout, move))
-        return Cancelled(changed, tuple(going_on))
+        phases = ((move, _goes_on(snapshot, rollout, move)) for move in snapshot.plans[rollout].moves)
+        return Cancelled(changed, tuple((move, phase) for move, phase in phases if phase))
 
     async def pause(self, rollout: str, author: str = "") -> RolloutRecord:
         """Orders that no further move begin; what is under way goes on. Raises as `cancel`."""
@@ -256,14 +256,17 @@ def _check_move(snapshot: Snapshot, region_code: str, shard: int, to_idc: str) -
     return owner
 
 
-def _goes_on(snapshot: Snapshot, rollout: str, move: PlannedMove) -> bool:
-    """Whether a move of a rollout that is being cancelled is not at its end, and goes there."""
+def _goes_on(snapshot: Snapshot, rollout: str, move: PlannedMove) -> str:
+    """Phase of a move that goes on though its rollout is cancelled; empty for one that does not, or is at its end."""
     record = snapshot.shards.get((move.region_code, move.shard))
     if record is None:
-        return False
-    if record.owner != move.target:
-        return move.required_by_law
-    return record.phase == Phase.OPENING or any(left.rollout == rollout for left in record.leftovers)
+        return ""
+    if record.owner == move.target:
+        is_purging = any(left.rollout == rollout for left in record.leftovers)
+        return record.phase if record.phase == Phase.OPENING or is_purging else ""
+    if not move.required_by_law:
+        return ""
+    return record.phase if record.target == move.target else "waiting"
 
 
 def _policy(snapshot: Snapshot) -> Policy:

@@ -13,22 +13,36 @@ import pytest
 from gateway.admission import Admission
 from gateway.identity import ClientSide
 from gateway.ladder import Ladder
+from gateway.measures import Measured
 from gateway.policy_service import PolicyService
 from gateway.settings import GatewaySettings
 from gateway.status import error_from_rpc
 from policy.errors import (
+    AccessDenied,
+    IllegalMove,
     InvalidPageToken,
     NoPolicy,
+    PlanChanged,
     PolicyNotEffective,
     PolicyRejected,
     RevisionConflict,
     RevisionNotFound,
 )
-from policy.records import GatewayRecord, RolloutRecord
+from policy.records import GatewayRecord, MoveRecord, RolloutRecord
 from regiongate.v1 import policy_service_pb2 as pb
 from regiongate.v1.policy_service_pb2_grpc import PolicyServiceStub, add_PolicyServiceServicer_to_server
 from runtime.telemetry.tracing import Tracing
 from tests.support.cluster import OTHER_WEIGHTS, POLICY, WITH_EMAIL, WITHOUT_SUPPORT
+from tests.support.standing_shards import assign_all, end_rollout, switch
+
+
+class Sizes:
+    """Every shard has 500 rows; sha cannot be asked."""
+
+    async def measure(self, moves):
+        known = [move for move in moves if move.from_idc != "sha"]
+        unreachable = ("sha",) if len(known) < len(moves) else ()
+        return Measured({move.key: (500, 64_000) for move in known}, unreachable)
 
 
 @pytest.fixture
@@ -37,7 +51,7 @@ async def address(cluster):
     admission.open()
     ladder = Ladder(admission, ClientSide(), Tracing("gateway", "fra", 0, None), "fra")
     server = grpc.aio.server()
-    add_PolicyServiceServicer_to_server(PolicyService(ladder, cluster.store), server)
+    add_PolicyServiceServicer_to_server(PolicyService(ladder, cluster.store, Sizes()), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -132,6 +146,132 @@ async def test_a_rollout_is_watched_until_it_has_ended(stub, cluster):
     assert [rollout.rollout for rollout in listed] == [applied.rollout]
     error = await failure(stub.GetRollout(pb.GetRolloutRequest(rollout="nothing")))
     assert isinstance(error, RevisionNotFound)
+
+
+@pytest.fixture
+async def serving(stub, cluster):
+    """The first policy, with every shard at its first owner."""
+    await stub.ApplyPolicy(pb.ApplyPolicyRequest(document=POLICY), timeout=5)
+    await assign_all(cluster)
+    return stub
+
+
+async def test_a_plan_tells_what_moves_how_much_that_is_and_who_starts_and_stops_to_hold(serving, cluster):
+    lawless = POLICY.replace("idcs: {sha: 100}", "idcs: {sha: 0, hkg: 1}").replace(
+        "  fra:", "  hkg: {jurisdiction: CN}\n  fra:", 1
+    )
+    plan = await serving.PlanPolicy(pb.PlanPolicyRequest(document=OTHER_WEIGHTS))
+    assert [(move.region_code, move.from_idc, move.to_idc, move.rows, move.bytes) for move in plan.moved] == [
+        ("DE", "ams", "fra", 500, 64_000),
+        ("FR", "ams", "fra", 500, 64_000),
+    ]
+    assert (plan.unreachable, plan.HasField("estimated_seconds")) == ([], False)
+    assert len(plan.fingerprint) == 64
+    done = MoveRecord("r00000001", "DE", 1, "ams", "fra", "done", rows=5000, rows_per_second=250.0, end_time="x")
+    await cluster.client.put(cluster.keys.move("r00000001", "DE", 1), done.encode())
+    plan = await serving.PlanPolicy(pb.PlanPolicyRequest(document=OTHER_WEIGHTS))
+    assert plan.estimated_seconds == 4.0
+    plan = await serving.PlanPolicy(pb.PlanPolicyRequest(document=lawless))
+    assert (plan.unreachable, plan.HasField("estimated_seconds")) == (["sha"], False)
+    assert not any(move.HasField("rows") for move in plan.moved)
+    assert [(it.region_code, it.starts, it.stops) for it in plan.holding_changes] == [("CN", ["hkg"], ["sha"])]
+
+
+async def test_a_plan_that_was_saved_is_applied_or_nothing_is(serving, cluster):
+    plan = await serving.PlanPolicy(pb.PlanPolicyRequest(document=OTHER_WEIGHTS))
+    await switch(cluster, "DE", 0, "fra")
+    request = pb.ApplyPolicyRequest(document=OTHER_WEIGHTS, plan_fingerprint=plan.fingerprint)
+    assert isinstance(await failure(serving.ApplyPolicy(request, timeout=5)), PlanChanged)
+
+
+async def test_a_rollout_tells_how_far_each_of_its_moves_is(serving, cluster):
+    applied = await serving.ApplyPolicy(pb.ApplyPolicyRequest(document=OTHER_WEIGHTS, author="ada"), timeout=5)
+    rollout = (await serving.GetRollout(pb.GetRolloutRequest(rollout=applied.rollout))).rollout
+    assert (rollout.kind, rollout.author) == ("policy", "ada")
+    assert [(move.region_code, move.shard, move.phase) for move in rollout.moves] == [
+        ("DE", 1, "waiting"), ("FR", 1, "waiting")
+    ]  # fmt: skip
+    copying = MoveRecord(
+        applied.rollout, "DE", 1, "ams", "fra", "copying", 1, rows=70, rows_per_second=7.0, remaining=3
+    )
+    await cluster.client.put(cluster.keys.move(applied.rollout, "DE", 1), copying.encode())
+    move = (await serving.GetRollout(pb.GetRolloutRequest(rollout=applied.rollout))).rollout.moves[0]
+    assert (move.phase, move.attempt, move.rows_copied, move.rows_per_second, move.remaining) == (
+        "copying",
+        1,
+        70,
+        7.0,
+        3,
+    )
+
+
+async def test_a_watch_tells_all_moves_first_and_then_what_has_changed_a_few_times_a_second(serving, cluster):
+    applied = await serving.ApplyPolicy(pb.ApplyPolicyRequest(document=OTHER_WEIGHTS), timeout=5)
+    states = aiter(serving.WatchRollout(pb.WatchRolloutRequest(rollout=applied.rollout), timeout=20))
+    assert len((await anext(states)).rollout.moves) == 2
+
+    async def write_much():
+        for rows in range(300):
+            record = MoveRecord(applied.rollout, "DE", 1, "ams", "fra", "copying", 1, rows=rows)
+            await cluster.client.put(cluster.keys.move(applied.rollout, "DE", 1), record.encode())
+
+    began = asyncio.get_running_loop().time()
+    writing = asyncio.create_task(write_much())
+    told = []
+    while not told or told[-1].rows_copied < 299:
+        rollout = (await anext(states)).rollout
+        assert [(move.region_code, move.shard) for move in rollout.moves] == [("DE", 1)]
+        told += rollout.moves
+    await writing
+    assert len(told) <= (asyncio.get_running_loop().time() - began) / 0.1 + 2
+    await end_rollout(cluster, await cluster.store.rollout(applied.rollout))
+    assert (await anext(states)).rollout.state == "done"
+
+
+async def test_a_move_that_another_rollout_has_begun_is_told_by_the_one_that_has_taken_it_over(serving, cluster):
+    first = (await serving.MoveShard(pb.MoveShardRequest(region_code="DE", shard=0, to_idc="fra"))).rollout
+    copying = MoveRecord(first, "DE", 0, "ams", "fra", "purging", 1, rows=70)
+    await cluster.client.put(cluster.keys.move(first, "DE", 0), copying.encode())
+    drained = await serving.DrainIdc(pb.DrainIdcRequest(idc="ams"))
+    await switch(cluster, "DE", 0, "fra", first)
+    rollout = (await serving.GetRollout(pb.GetRolloutRequest(rollout=drained.rollout))).rollout
+    found = {(move.region_code, move.shard): (move.phase, move.rows_copied) for move in rollout.moves}
+    assert found["DE", 0] == ("purging", 70)
+    assert found["DE", 1] == ("waiting", 0)
+    ended = (await serving.GetRollout(pb.GetRolloutRequest(rollout=first))).rollout
+    assert (ended.state, [move.phase for move in ended.moves]) == ("superseded", ["purging"])
+
+
+async def test_orders_go_through_any_gateway(serving):
+    error = await failure(serving.MoveShard(pb.MoveShardRequest(region_code="DE", shard=0, to_idc="sin")))
+    assert isinstance(error, AccessDenied)
+    assert error.rule == "europe"
+    order = pb.MoveShardRequest(region_code="DE", shard=0, to_idc="fra", author="ada", message="closer")
+    rollout = (await serving.MoveShard(order)).rollout
+    assert isinstance(await failure(serving.MoveShard(order)), IllegalMove)
+    paused = await serving.PauseRollout(pb.PauseRolloutRequest(rollout=rollout))
+    assert (paused.rollout.state, paused.rollout.author, paused.rollout.message) == ("paused", "ada", "closer")
+    assert (await serving.ResumeRollout(pb.ResumeRolloutRequest(rollout=rollout))).rollout.state == "running"
+    cancelled = await serving.CancelRollout(pb.CancelRolloutRequest(rollout=rollout, author="ada"))
+    assert (cancelled.rollout.state, len(cancelled.going_on)) == ("cancelling", 0)
+    drained = await serving.DrainIdc(pb.DrainIdcRequest(idc="sha", author="ada"))
+    assert (drained.rollout, [(it.region_code, len(it.shards)) for it in drained.stuck]) == ("", [("CN", 4)])
+    await serving.UndrainIdc(pb.UndrainIdcRequest(idc="sha", author="ada"))
+    assert isinstance(await failure(serving.UndrainIdc(pb.UndrainIdcRequest(idc="sha"))), IllegalMove)
+
+
+async def test_rollouts_of_all_kinds_are_listed_newest_first_in_pages(serving):
+    first = (await serving.MoveShard(pb.MoveShardRequest(region_code="DE", shard=0, to_idc="fra"))).rollout
+    second = (await serving.MoveShard(pb.MoveShardRequest(region_code="DE", shard=1, to_idc="fra"))).rollout
+    drain = (await serving.DrainIdc(pb.DrainIdcRequest(idc="ams"))).rollout
+    seen, token = [], ""
+    while True:
+        page = await serving.ListRollouts(pb.ListRolloutsRequest(page_size=1, page_token=token))
+        seen += [rollout.rollout for rollout in page.rollouts]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == [drain, second, first, "r00000001"]
 
 
 async def command(address, *words):
