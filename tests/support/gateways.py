@@ -195,13 +195,8 @@ async def running_gateway(
 ) -> AsyncIterator[Running]:
     """One gateway on free ports, until the block ends."""
     plain = {"listen": "127.0.0.1:0", "peer_listen": "127.0.0.1:0", "lease_ttl": 3, "drain_timeout": 3}
-    settings = GatewaySettings(
-        idc=idc,
-        cluster=site.cluster,
-        etcd_endpoints=site.etcd_endpoint,
-        database_url=site.databases[idc],
-        **cast("Any", plain | options),
-    )
+    reached = {"etcd_endpoints": site.etcd_endpoint, "database_url": site.databases[idc]}
+    settings = GatewaySettings(idc=idc, cluster=site.cluster, **cast("Any", plain | reached | options))
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(EtcdClient(settings.etcd_settings()))
         database = await stack.enter_async_context(Database.open(site.databases[idc], size=4))
