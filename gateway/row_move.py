@@ -298,7 +298,8 @@ class RowMover:
         """Undoes a move that has not happened; what cannot be undone now, a sweeper undoes."""
         with suppress(RegiongateError):
             state = await self._moves.void(way.move.dataset, way.place, plan.move_id)
-            if state is DepartureState.VOID:
+            # None: a sweeper has undone it meanwhile, perhaps before the arrival that this conductor has asked for.
+            if state is None or state is DepartureState.VOID:
                 route = table_of(self._view).resolve(way.move.to_region_code, way.move.key)
                 await self._ask(pb.ROW_MOVE_STEP_CANCEL, way, route, plan.move_id)
                 await self._moves.forget(way.move.dataset, way.place, plan.move_id)
