@@ -34,6 +34,7 @@ from gateway.identity import ClientSide, PeerSide
 from gateway.ladder import Ladder
 from gateway.limits import EngineSettings, PeerSettings
 from gateway.listing import Lister
+from gateway.measures import PeerMeasures
 from gateway.move_checks import MoveChecks
 from gateway.peers import CHANNEL_OPTIONS, Peers, plaintext_channel
 from gateway.policy_service import PolicyService
@@ -193,7 +194,7 @@ class Gateway:
         clients = Ladder(self._admission, ClientSide(), tracing, idc)
         self._clients.serve_rows(RowService(clients, shared, lister, self._row_mover))
         self._clients.serve_routes(RoutingService(clients, idc, view))
-        self._clients.serve_policies(PolicyService(clients, policies))
+        self._clients.serve_policies(PolicyService(clients, policies, PeerMeasures(idc, view, _connector(settings))))
         peers = Ladder(self._admission, PeerSide(has_tls=settings.has_peer_tls), tracing, idc)
         self._peer_side.serve_exchange(ExchangeService(peers, shared))
         self._peer_side.serve_shards(self._make_shard_service(peers, scanner, decisions))
