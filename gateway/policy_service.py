@@ -33,7 +33,7 @@ from policy.apply import Draft, apply_policy, prepare
 from policy.errors import InvalidInput, LimitReached, PolicyRejected
 from policy.estimate import copy_rates, estimate_seconds
 from policy.loading import load_policy
-from policy.records import RolloutRecord
+from policy.records import DrainRecord, RolloutRecord
 from policy.rollouts import Orders, Signature
 from policy.store import told_as_ours
 from regiongate.v1 import policy_service_pb2 as pb
@@ -81,7 +81,13 @@ class PolicyService(PolicyServiceServicer):
     ) -> pb.GetPolicyResponse:
         if request.revision < 0:
             raise InvalidInput("a revision is not negative", field_name="revision")
-        return pb.GetPolicyResponse(policy=revision_message(await self._store.revision(request.revision)))
+        record = await self._store.revision(request.revision)
+        with told_as_ours():
+            drained = await self._store.client.list(self._store.keys.drained)
+        return pb.GetPolicyResponse(
+            policy=revision_message(record),
+            drained_idcs=[DrainRecord.decode(item.value).idc for item in drained.items],
+        )
 
     @unary
     async def ListPolicyRevisions(  # noqa: N802, D102

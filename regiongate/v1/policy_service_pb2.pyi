@@ -104,15 +104,21 @@ class GetPolicyResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: builtins.int
+    DRAINED_IDCS_FIELD_NUMBER: builtins.int
     @property
     def policy(self) -> global___PolicyRevision: ...
+    @property
+    def drained_idcs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """IDCs that are to be emptied now, whatever the revision."""
+
     def __init__(
         self,
         *,
         policy: global___PolicyRevision | None = ...,
+        drained_idcs: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["policy", b"policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["drained_idcs", b"drained_idcs", "policy", b"policy"]) -> None: ...
 
 global___GetPolicyResponse = GetPolicyResponse
 
