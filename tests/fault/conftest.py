@@ -1,4 +1,4 @@
-"""One stack for all attacks on the laws: each test leaves it alive, and under the policy that it found."""
+"""A stack for all attacks on the laws, and one for all attacks on moves: each test leaves its stack as it found it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.law_stack import LawStack, running_law_stack
+from tests.support.move_stack import MoveStack, running_move_stack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,3 +28,23 @@ async def laws(shared_laws: LawStack) -> AsyncIterator[LawStack]:
     await shared_laws.heal()
     await shared_laws.check_places()
     await shared_laws.check_fences()
+
+
+@pytest.fixture(scope="package")
+def shared_moves() -> Iterator[MoveStack]:
+    """The stack itself; no controller runs but those of the tests."""
+    with running_move_stack() as moves:
+        yield moves
+
+
+@pytest.fixture
+async def moves(shared_moves: MoveStack) -> AsyncIterator[MoveStack]:
+    """The stack: whole, at rest, all shards of DE in one IDC; at the end all is where it may be."""
+    await shared_moves.heal()
+    if not await shared_moves.is_in_one_place():
+        async with shared_moves.controller():
+            await shared_moves.order("fra")
+            await shared_moves.rest()
+    yield shared_moves
+    await shared_moves.heal()
+    await shared_moves.check_rest()
