@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rowstore.moving.connections import STATEMENT_SECONDS, transaction
+from rowstore.moving.connections import fetch_all, run, transaction
 from rowstore.moving.digest import BY_SEQ, in_shard
 from rowstore.moving.layout import quote, read_layouts
 
@@ -56,7 +56,7 @@ async def count_rows(connection: Connection, step: MoveStep, shard_tables: Seque
         f"SELECT count(*) FROM {quote(layout.table)} WHERE {_lies_here(layouts, layout, step)}"  # noqa: S608 (quoted)
         for layout in layouts.all
     )
-    return sum(record[0] for record in await connection.fetch(counts, timeout=STATEMENT_SECONDS))
+    return sum(record[0] for record in await fetch_all(connection, counts))
 
 
 async def _delete_batch(connection: Connection, layout: TableLayout, condition: str) -> int:
@@ -64,7 +64,7 @@ async def _delete_batch(connection: Connection, layout: TableLayout, condition: 
     statement = (
         f"DELETE FROM {table} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {table} WHERE {condition} LIMIT {BATCH_ROWS}))"  # noqa: S608 (quoted)
     )
-    status = await connection.execute(statement, timeout=STATEMENT_SECONDS)
+    status = await run(connection, statement)
     return int(status.rpartition(" ")[2])
 
 

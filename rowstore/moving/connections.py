@@ -96,21 +96,36 @@ def _open_beside(database: Database, size: int, purpose: str) -> Database:
     )
 
 
-@contextlib.asynccontextmanager
-async def transaction(connection: Connection, how: str = "READ WRITE") -> AsyncGenerator[None]:
-    """A transaction that commits at the end.
+async def run(connection: Connection, statement: str, *arguments: object) -> str:
+    """Runs a statement; returns its status."""
+    return await connection.execute(statement, *arguments, timeout=STATEMENT_SECONDS)
 
-    After an error nothing is said to the server, which may be frozen: the connection ends, and the transaction with it.
-    """
-    await connection.execute(f"BEGIN {how}", timeout=STATEMENT_SECONDS)
-    yield
-    await connection.execute("COMMIT", timeout=STATEMENT_SECONDS)
+
+async def fetch_all(connection: Connection, statement: str, *arguments: object) -> list[asyncpg.Record]:
+    """The records of a statement."""
+    return await connection.fetch(statement, *arguments, timeout=STATEMENT_SECONDS)
+
+
+async def fetch_any(connection: Connection, statement: str, *arguments: object) -> asyncpg.Record | None:
+    """The first record of a statement, or None."""
+    return await connection.fetchrow(statement, *arguments, timeout=STATEMENT_SECONDS)
 
 
 async def fetch_one(connection: Connection, statement: str, *arguments: object) -> asyncpg.Record:
     """The record of a statement that gives exactly one."""
     (record,) = await connection.fetch(statement, *arguments, timeout=STATEMENT_SECONDS)
     return record
+
+
+@contextlib.asynccontextmanager
+async def transaction(connection: Connection, how: str = "READ WRITE") -> AsyncGenerator[None]:
+    """A transaction that commits at the end.
+
+    After an error nothing is said to the server, which may be frozen: the connection ends, and the transaction with it.
+    """
+    await run(connection, f"BEGIN {how}")
+    yield
+    await run(connection, "COMMIT")
 
 
 SNAPSHOT: Final = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -120,9 +135,9 @@ SNAPSHOT: Final = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
 class Watch:
     """Ends a connection whose server keeps a COPY waiting for too long; the COPY then fails with a lost connection."""
 
-    def __init__(self, connection: Connection, seconds: float = PIECE_SECONDS) -> None:
+    def __init__(self, connection: Connection, seconds: float | None = None) -> None:
         self._connection = connection
-        self._seconds = seconds
+        self._seconds = PIECE_SECONDS if seconds is None else seconds
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:

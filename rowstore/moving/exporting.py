@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from policy.errors import DatabaseUnavailable
 from rowstore.model import FenceMode
-from rowstore.moving.connections import SNAPSHOT, STATEMENT_SECONDS, Watch, fetch_one, transaction
+from rowstore.moving.connections import SNAPSHOT, Watch, fetch_any, fetch_one, transaction
 from rowstore.moving.digest import BY_TIME, digest_where, in_sequence, in_shard, in_time
 from rowstore.moving.fence_steps import refusal
 from rowstore.moving.layout import column_list, quote, read_layouts
@@ -201,7 +201,7 @@ class _Reader:
 
     async def _look_at_fence(self, connection: Connection) -> _Fence:
         step = self._step
-        record = await connection.fetchrow(_FENCE, step.region_code, step.shard, timeout=STATEMENT_SECONDS)
+        record = await fetch_any(connection, _FENCE, step.region_code, step.shard)
         modes = (FenceMode.CLOSED,) if self._is_final else (FenceMode.SERVING, FenceMode.DRAINING, FenceMode.CLOSED)
         if (
             record is None
@@ -232,7 +232,8 @@ class _Reader:
             for layout in tables
         )
         statement = f"SELECT {column} FROM ({merged}) AS m ORDER BY {column} OFFSET {self._slice_rows - 1} LIMIT 1"  # noqa: S608 (ours)
-        return await connection.fetchval(statement, timeout=STATEMENT_SECONDS)
+        record = await fetch_any(connection, statement)
+        return None if record is None else record[0]
 
     async def _send_rows(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from policy.errors import SchemaDiffers
-from rowstore.moving.connections import STATEMENT_SECONDS
+from rowstore.moving.connections import fetch_all
 from rowstore.moving.model import TableLayout
 from rowstore.tables import Travels
 
@@ -53,7 +53,7 @@ class Layouts:
 async def read_layouts(connection: Connection, shard_tables: Sequence[ShardTable]) -> Layouts:
     """Looks into the catalog, in the connection's transaction."""
     names = [entry.table.name for entry in shard_tables]
-    records = await connection.fetch(_COLUMNS, names, timeout=STATEMENT_SECONDS)
+    records = await fetch_all(connection, _COLUMNS, names)
     found = (TableLayout(name, tuple(columns), tuple(types)) for name, columns, types in records)
     return arrange(found, shard_tables)
 

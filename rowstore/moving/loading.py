@@ -13,7 +13,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from policy.errors import DatabaseUnavailable, DigestMismatch, RegiongateError
-from rowstore.moving.connections import STATEMENT_SECONDS, Watch, fetch_one
+from rowstore.moving.connections import Watch, fetch_one, run
 from rowstore.moving.digest import add, digest_sql, digest_where, in_sequence, in_shard, make_digest, subtract
 from rowstore.moving.layout import column_list, quote
 from rowstore.moving.model import End, SliceEnd, SliceStart
@@ -174,7 +174,7 @@ class Loader:
         self._progress.rows_copied += found.rows
 
     async def _run(self, statement: str) -> None:
-        await self._connection.execute(statement, timeout=STATEMENT_SECONDS)
+        await run(self._connection, statement)
 
     async def _copy(self, table: str, layout: TableLayout, incoming: Incoming) -> SliceEnd:
         """Hands the bytes of a slice on to the server, as they are; each row must be one of the slice's."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from policy.errors import DatabaseUnavailable
-from rowstore.moving.connections import STATEMENT_SECONDS, transaction
+from rowstore.moving.connections import fetch_any, run, transaction
 from rowstore.moving.digest import NOTHING
 from rowstore.moving.fence_steps import refusal
 from rowstore.moving.model import ImportProgress, ShardDigest
@@ -89,7 +89,7 @@ class Progress:
 
 async def find(connection: Connection, step: MoveStep) -> Progress | None:
     """The progress of this very attempt."""
-    return _progress(await connection.fetchrow(_GET, *_name(step), timeout=STATEMENT_SECONDS))
+    return _progress(await fetch_any(connection, _GET, *_name(step)))
 
 
 async def lock(connection: Connection, step: MoveStep, known: Progress) -> None:
@@ -99,7 +99,7 @@ async def lock(connection: Connection, step: MoveStep, known: Progress) -> None:
         StaleAttempt: there is no such attempt any more.
         DatabaseUnavailable: somebody else is loading for the same attempt, or has got further.
     """
-    progress = _progress(await connection.fetchrow(_LOCK, *_name(step), timeout=STATEMENT_SECONDS))
+    progress = _progress(await fetch_any(connection, _LOCK, *_name(step)))
     if progress is None:
         raise await stale(connection, step)
     if (progress.copied_seq, progress.copied_time) != (known.copied_seq, known.copied_time):
@@ -109,7 +109,7 @@ async def lock(connection: Connection, step: MoveStep, known: Progress) -> None:
 async def start(connection: Connection, step: MoveStep) -> Progress:
     """Makes the progress of a new attempt, once nothing of older ones is left; raises `StaleAttempt`."""
     async with transaction(connection):
-        await connection.execute(_START, *_name(step), NOTHING.digest, timeout=STATEMENT_SECONDS)
+        await run(connection, _START, *_name(step), NOTHING.digest)
         if not await is_importing(connection, step, "FOR SHARE"):
             raise await stale(connection, step)
     progress = await find(connection, step)
@@ -120,13 +120,14 @@ async def start(connection: Connection, step: MoveStep) -> Progress:
 
 async def is_importing(connection: Connection, step: MoveStep, how: str = "") -> bool:
     """Whether the fence lets this attempt load."""
-    found = await connection.fetchrow(f"{_IMPORTING} {how}", *_name(step), timeout=STATEMENT_SECONDS)
+    found = await fetch_any(connection, f"{_IMPORTING} {how}", *_name(step))
     return found is not None
 
 
 async def save(connection: Connection, step: MoveStep, progress: Progress) -> None:
     """Writes the progress in the transaction that has loaded what it tells of; raises `StaleAttempt`."""
-    saved = await connection.fetchval(
+    saved = await fetch_any(
+        connection,
         _SAVE,
         *_name(step),
         progress.first_pass_seq,
@@ -140,7 +141,6 @@ async def save(connection: Connection, step: MoveStep, progress: Progress) -> No
         progress.is_final,
         progress.copied_seq if progress.is_final else 0,
         progress.last_time,
-        timeout=STATEMENT_SECONDS,
     )
     if not saved:
         raise await stale(connection, step)
@@ -148,7 +148,7 @@ async def save(connection: Connection, step: MoveStep, progress: Progress) -> No
 
 async def stale(connection: Connection, step: MoveStep) -> Exception:
     """What to raise when the fence does not let this attempt load."""
-    return refusal(step, await connection.fetchrow(_FENCE, step.region_code, step.shard, timeout=STATEMENT_SECONDS))
+    return refusal(step, await fetch_any(connection, _FENCE, step.region_code, step.shard))
 
 
 def _name(step: MoveStep) -> tuple[str, int, int, int]:

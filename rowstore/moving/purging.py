@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from policy.errors import DigestMismatch
 from rowstore.moving import fence_steps
 from rowstore.moving.clearing import count_rows, delete_rows
-from rowstore.moving.connections import SNAPSHOT, STATEMENT_SECONDS, transaction
+from rowstore.moving.connections import SNAPSHOT, fetch_any, run, transaction
 from rowstore.moving.digest import digest_all
 from rowstore.moving.layout import read_layouts
 from rowstore.moving.model import PurgeProof, ShardDigest
@@ -52,7 +52,7 @@ async def purge(
     async with connections.take(is_urgent=False) as connection:
         if expected is not None:
             await _verify(connection, step, shard_tables, expected)
-        await connection.execute(_FORGET_IMPORT, step.region_code, step.shard, step.attempt, timeout=STATEMENT_SECONDS)
+        await run(connection, _FORGET_IMPORT, step.region_code, step.shard, step.attempt)
 
         async def may_go_on() -> bool:
             await _hold_closed(connection, step, fence.epoch)
@@ -79,7 +79,7 @@ async def _verify(
 ) -> None:
     """Raises `DigestMismatch` unless the rows here are, or were before they began to be deleted, as expected."""
     name = step.region_code, step.shard, step.epoch
-    verified = await connection.fetchrow(_VERIFIED, *name, timeout=STATEMENT_SECONDS)
+    verified = await fetch_any(connection, _VERIFIED, *name)
     if verified is not None and ShardDigest(*verified) == expected:
         return
     found = await _digest(connection, step, shard_tables)
@@ -90,11 +90,11 @@ async def _verify(
         )
     async with transaction(connection):
         await _hold_closed(connection, step, step.epoch)
-        await connection.execute(_REMEMBER, *name, *expected, timeout=STATEMENT_SECONDS)
+        await run(connection, _REMEMBER, *name, *expected)
 
 
 async def _hold_closed(connection: Connection, step: MoveStep, epoch: int) -> None:
     """Keeps the fence closed until the transaction ends; raises `StaleAttempt`."""
     name = step.region_code, step.shard
-    if await connection.fetchrow(_HOLD_CLOSED, *name, epoch, step.attempt, timeout=STATEMENT_SECONDS) is None:
-        raise fence_steps.refusal(step, await connection.fetchrow(_FENCE, *name, timeout=STATEMENT_SECONDS))
+    if await fetch_any(connection, _HOLD_CLOSED, *name, epoch, step.attempt) is None:
+        raise fence_steps.refusal(step, await fetch_any(connection, _FENCE, *name))

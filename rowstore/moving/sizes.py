@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rowstore.moving.connections import STATEMENT_SECONDS, fetch_one
+from rowstore.moving.connections import fetch_all, fetch_one
 from rowstore.moving.layout import quote, read_layouts
 from rowstore.moving.model import ShardSize
 
@@ -49,10 +49,7 @@ async def _count(connection: Connection, table: str, shards: Sequence[ShardEpoch
             WHERE t.region_code = s.region_code COLLATE "C" AND t.shard = s.shard AND t.seq > 0
         ) AS c
         """  # noqa: S608 (quoted)
-    records = await connection.fetch(
-        statement,
-        [shard.region_code for shard in shards],
-        [shard.shard for shard in shards],
-        timeout=STATEMENT_SECONDS,
+    records = await fetch_all(
+        connection, statement, [shard.region_code for shard in shards], [shard.shard for shard in shards]
     )
     return [record[0] for record in records]

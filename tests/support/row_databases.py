@@ -166,9 +166,7 @@ class MovePair:
     sender: Mover
     receiver: Mover
 
-    def parts(
-        self, step: MoveStep, progress: ImportProgress, *, is_final: bool = False
-    ) -> AsyncGenerator[ExportPart]:
+    def parts(self, step: MoveStep, progress: ImportProgress, *, is_final: bool = False) -> AsyncGenerator[ExportPart]:
         """The export that goes on where the target is."""
         return self.sender.export(
             step, after_seq=progress.copied_seq, after_time=progress.copied_time, is_final=is_final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,15 +109,15 @@ async def test_law_l2_a_draining_shard_is_read_and_a_closed_one_is_not(pair: Mov
     assert (await pair.source.store.read(CUSTOMERS, [get("k")]))[0] == FenceMiss(FenceMode.CLOSED, 1)
 
 
-async def test_law_l2_a_write_that_waited_for_the_drain_is_judged_by_it(pair: MovePair) -> None:
+async def test_law_l2_a_write_that_waited_behind_a_drain_is_judged_by_it(pair: MovePair) -> None:
     await pair.sender.begin_export(STEP)
-    await pair.sender.drain(STEP)
-    await pair.sender.reopen(STEP._replace(attempt=2))
-    step = STEP._replace(attempt=3)
-    await pair.sender.begin_export(step)
-    assert isinstance((await pair.source.store.write(CUSTOMERS, [put("k")]))[0], Written)
-    await pair.sender.drain(step)
-    assert isinstance((await pair.source.store.write(CUSTOMERS, [put("k")]))[0], FenceMiss)
+    async with pair.source.holding_fence():
+        drain = asyncio.create_task(pair.sender.drain(STEP))
+        await pair.source.until_waiting(1)
+        write = asyncio.create_task(pair.source.store.write(CUSTOMERS, [put("k")]))
+        await pair.source.until_waiting(2)
+    assert (await drain).last_seq == 0
+    assert (await write)[0] == FenceMiss(FenceMode.DRAINING, 1)
 
 
 async def test_an_import_that_is_not_final_does_not_open(pair: MovePair) -> None:
