@@ -100,6 +100,7 @@ class BlockingClient:
     get = _Waiting(Client.get)
     put = _Waiting(Client.put)
     delete = _Waiting(Client.delete)
+    move = _Waiting(Client.move)
     batch_get = _Waiting(Client.batch_get)
     batch_write = _Waiting(Client.batch_write)
     list_page = _Waiting(Client.list_page)

@@ -18,6 +18,7 @@ from gateway.client.connections import Connections
 from gateway.client.following import Follower
 from gateway.client.many import ManyRows, Stated, check_size
 from gateway.client.model import ClientSettings, Page, seconds_of
+from gateway.client.moves import RowMoves
 from gateway.client.routes import HOME, Routes
 from policy.errors import PeerUnreachable, RegiongateError
 from regiongate.v1 import row_service_pb2
@@ -26,7 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
     from datetime import timedelta
 
-    from gateway.client.model import DatasetColumns, Delete, Put, Receipt, RouteChange, Row, ShardOwner
+    from gateway.client.model import (
+        DatasetColumns,
+        Delete,
+        MoveReceipt,
+        Put,
+        Receipt,
+        RouteChange,
+        Row,
+        ShardOwner,
+    )
     from runtime.telemetry.tracing import Tracing
 
 
@@ -44,6 +54,7 @@ class Client:
         self._connections = Connections(targets, self._routes, settings)
         self._calls = Calls(self._routes, self._connections, settings, tracing)
         self._many = ManyRows(self._routes, self._calls)
+        self._moves = RowMoves(self._routes, self._calls)
         self._follower = Follower(self._routes, self._connections)
         self._purpose = settings.purpose
         self._request_prefix = secrets.token_hex(8) + "-"
@@ -157,6 +168,36 @@ class Client:
         stated = self._purpose if purpose is None else purpose
         work = Work(operation, key, stated, self._calls.deadline(timeout))
         return await self._write("client.delete", work, if_version, traceparent)
+
+    async def move(
+        self,
+        dataset: str,
+        region_code: str,
+        key: str | int,
+        to_region_code: str,
+        *,
+        if_version: int | None = None,
+        request_id: str = "",
+        purpose: str | None = None,
+        timeout: timedelta | float | None = None,
+        traceparent: str = "",
+    ) -> MoveReceipt:
+        """Gives the row another RegionCode: gone under the old one, live under the new one, as of one instant.
+
+        Arguments as for `put`. Raises `RowNotFound`, `VersionConflict`, `AccessDenied` by a rule of either RegionCode,
+        and `RowExists` when a row of this key lives under the new one.
+        """
+        request = row_service_pb2.MoveRowRequest(
+            dataset=dataset,
+            region_code=region_code,
+            to_region_code=to_region_code,
+            if_version=if_version,
+            request_id=request_id or self._request_id(next(self._request_numbers)),
+        )
+        values.set_key(request.key, key)
+        stated = Stated(self._purpose if purpose is None else purpose, self._calls.deadline(timeout))
+        perform = partial(self._moves.move, request, key, stated)
+        return await self._calls.cover("client.move", dataset, region_code, traceparent, perform)
 
     async def _write(self, name: str, work: Work, if_version: int | None, traceparent: str) -> Receipt:
         if if_version is not None:

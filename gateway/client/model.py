@@ -49,6 +49,19 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveReceipt:
+    """A row that has another RegionCode now, durably."""
+
+    version: int
+    """Of the row under its new RegionCode; it has nothing to do with the one that it had."""
+    update_time: datetime
+    from_decision: Decision
+    """By the rules of the RegionCode that it left."""
+    to_decision: Decision
+    """By those of the one that it has come to."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One page of a listing."""
 

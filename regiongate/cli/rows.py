@@ -19,7 +19,7 @@ from regiongate.cli.output import Output, OutputOption, emit_json, emit_rows, sa
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.client import Client, Decision, Receipt, Row
+    from gateway.client import Client, Decision, MoveReceipt, Receipt, Row
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Read and write rows.")
 
@@ -115,6 +115,43 @@ def delete(
             )
 
     _emit_receipt(run_async(perform()), output)
+
+
+@app.command()
+@with_entry
+def move(
+    entry: Entry,
+    dataset: DatasetArgument,
+    region_code: RegionArgument,
+    key: KeyArgument,
+    to_region_code: Annotated[str, typer.Argument(help="The RegionCode that the row is to have, such as FR.")],
+    *,
+    if_version: Annotated[int | None, typer.Option(min=1, help="Only if the row has this version.")] = None,
+    request_id: RequestIdOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Give one row another RegionCode, and with it another lawful home."""
+
+    async def perform() -> MoveReceipt:
+        async with entry.client() as client:
+            return await client.move(
+                dataset,
+                region_code,
+                _read_key(client, dataset, key),
+                to_region_code,
+                if_version=if_version,
+                request_id=request_id,
+            )
+
+    receipt = run_async(perform())
+    plain: dict[str, object] = {"version": receipt.version, "update_time": receipt.update_time}
+    if output is Output.JSON:
+        decisions = {"from_decision": asdict(receipt.from_decision), "to_decision": asdict(receipt.to_decision)}
+        emit_json(plain | decisions)
+        return
+    emit_rows([plain], ("version", "update_time"), output)
+    _explain(receipt.from_decision, f"left {region_code}: ")
+    _explain(receipt.to_decision, f"came to {to_region_code}: ")
 
 
 @app.command("list")
@@ -238,11 +275,11 @@ def _emit_receipt(receipt: Receipt, output: Output) -> None:
     _explain(receipt.decision)
 
 
-def _explain(decision: Decision) -> None:
+def _explain(decision: Decision, what: str = "") -> None:
     withheld = f"; withheld: {', '.join(decision.withheld)}" if decision.withheld else ""
     # A list's rows may be owned by several.
     owner = f"{decision.owner_idc} owns it; " if decision.owner_idc else ""
     say(
-        f"{owner}asked from {decision.asking_jurisdiction}, decided by rule {decision.rule}"
+        f"{what}{owner}asked from {decision.asking_jurisdiction}, decided by rule {decision.rule}"
         f" of policy revision {decision.policy_revision}{withheld}"
     )
