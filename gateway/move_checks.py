@@ -144,7 +144,8 @@ def names(record: ShardRecord, step: Step, move: shard_service_pb2.MoveRef, idc:
     if record.attempt != move.attempt:
         return False
     if step is Step.OPEN:
-        return (record.owner, record.epoch) == (move.target_idc, move.epoch + 1)
+        is_switched = (record.owner, record.epoch) == (move.target_idc, move.epoch + 1)
+        return is_switched and leftover_of(record, move, move.source_idc) is not None
     return (record.owner, record.target, record.epoch) == (move.source_idc, move.target_idc, move.epoch)
 
 

@@ -1,0 +1,390 @@
+"""The steps of moves against a table that a test moves by hand, and a mover that only notes what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from gateway import shard_import
+from gateway.export_parts import decode_part, encode_part
+from gateway.move_checks import AT_TARGET, PHASES, MoveChecks, Step
+from gateway.operations import CallContext
+from gateway.shard_export import ShardExports
+from gateway.shard_import import ShardImports
+from gateway.shard_moves import ShardMoves
+from policy import move
+from policy.errors import (
+    AccessDenied,
+    DatabaseUnavailable,
+    InvalidInput,
+    NotOwnedHere,
+    SchemaDiffers,
+    StaleAttempt,
+    TableTooOld,
+    Unavailable,
+)
+from policy.model import Phase
+from policy.move import MoveEvent
+from policy.records import Leftover, ShardRecord
+from regiongate.v1 import shard_service_pb2 as pb
+from rowstore.fences import FenceState
+from rowstore.model import FenceMode
+from rowstore.moving.model import (
+    End,
+    Head,
+    ImportProgress,
+    PurgeProof,
+    ShardDigest,
+    SliceEnd,
+    SliceStart,
+    TableLayout,
+)
+from tests.support import routing
+from tests.support.gateways import until
+
+LAW = routing.policy()
+NO_UK = routing.policy(routing.POLICY.replace("jurisdictions: [EU, UK]", "jurisdictions: [EU]"), 2)
+TIME = datetime(2026, 11, 25, 12, 0, 0, 123456, UTC)
+
+
+def way() -> dict[Phase, ShardRecord]:
+    """The record of DE/0 in each phase of its first move, from fra to lon."""
+    copying = move.start(ShardRecord("fra", 1, Phase.SERVING, 1), "lon", "r", "")
+    draining = move.advance(copying, MoveEvent.COPIED)
+    closing = move.advance(draining, MoveEvent.DRAINED)
+    opening = move.switch(closing, 7, "ab")
+    purging = move.advance(opening, MoveEvent.OPENED)
+    aborting = move.advance(closing, MoveEvent.CALLED_OFF)
+    records = (copying, draining, closing, opening, purging, aborting)
+    return {Phase(record.phase): record for record in records}
+
+
+WAY = way()
+CALLED_OFF = move.advance(WAY[Phase.ABORTING], MoveEvent.REOPENED)
+
+
+def reference(**fields: object) -> pb.MoveRef:
+    known = {"region_code": "DE", "shard": 0, "epoch": 1, "attempt": 1, "source_idc": "fra", "target_idc": "lon"}
+    return pb.MoveRef(**known | fields)
+
+
+class NotingMover:
+    """Notes the steps; imports what it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.parts: list[object] = []
+        self.loaded: list[object] = []
+        self.failures: list[BaseException] = []
+        self.begun = asyncio.Event()
+
+    def __getattr__(self, name: str):
+        async def step(step, *_):
+            self.steps.append(name)
+            return FenceState("DE", 0, 1, FenceMode.SERVING, 5, None)
+
+        return step
+
+    async def purge(self, _step, expected):
+        self.steps.append(f"purge {expected.rows if expected else 'all'}")
+        return PurgeProof({"rows_customers": 7}, 0)
+
+    async def export(self, *_, **__):
+        for part in self.parts:
+            yield part
+
+    async def begin_import(self, *_):
+        self.steps.append("begin_import")
+        return ImportProgress(len(self.loaded), None, 9, len(self.loaded), 0)
+
+    async def import_parts(self, _step, parts, **_):
+        self.begun.set()
+        if self.failures:
+            raise self.failures.pop(0)
+        async for part in parts:
+            self.loaded.append(part)
+            yield ImportProgress(len(self.loaded), None, 9, len(self.loaded), 10, is_done=isinstance(part, End))
+
+
+class HandSource:
+    """Gives the parts that the test puts in."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[object] = asyncio.Queue()
+
+    async def export(self, *_, **__):
+        while True:
+            yield await self.parts.get()
+
+
+class HandCall:
+    """Collects what is sent."""
+
+    def __init__(self, ingress: str = "", timeout: float = 0.1) -> None:
+        self.context = CallContext(asyncio.get_running_loop().time() + timeout, ingress_idc=ingress)
+        self.sent: list = []
+
+    async def send(self, message) -> None:
+        self.sent.append(message)
+
+
+class Side:
+    """One IDC's gateway."""
+
+    def __init__(self, idc: str, record: ShardRecord) -> None:
+        self.view = routing.HandView(routing.table(LAW))
+        self.show(record)
+        self.mover = NotingMover()
+        self.source = HandSource()
+        checks = MoveChecks(idc, self.view)
+        self.steps = ShardMoves(idc, checks, self.mover)
+        self.exports = ShardExports(checks, self.mover)
+        self.imports = ShardImports(idc, checks, self.mover, self.source)
+
+    def show(self, record: ShardRecord, law=None) -> None:
+        self.view.patch(store_revision=self.view.table.store_revision + 1, law=law, shards=[("DE", 0, record)])
+
+    async def take(self, step: Step, move: pb.MoveRef | None = None, timeout: float = 0.02):
+        """One step."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        asked = move or reference()
+        call = HandCall("lon", timeout)
+        if step in (Step.IMPORT, Step.FINAL_IMPORT):
+            self.source.parts.put_nowait(End(9, None))
+            closed = 9 if step is Step.FINAL_IMPORT else None
+            return await self.imports.run(pb.ImportShardRequest(move=asked, closed_at_seq=closed), call)
+        if step in (Step.EXPORT, Step.FINAL_EXPORT):
+            return await self.exports.export(
+                pb.ExportShardRequest(move=asked, is_final=step is Step.FINAL_EXPORT), call
+            )
+        if step is Step.PURGE:
+            expected = pb.ShardDigest(rows=7, digest="ab")
+            return await self.steps.purge(pb.PurgeShardRequest(move=asked, expected=expected), deadline)
+        return await self.steps.take(step, asked, deadline)
+
+
+def side_of(step: Step, record: ShardRecord) -> Side:
+    return Side("lon" if step in AT_TARGET else "fra", record)
+
+
+@pytest.mark.parametrize("phase", list(WAY))
+@pytest.mark.parametrize("step", list(Step))
+async def test_a_step_is_taken_in_the_phases_in_which_the_record_asks_for_it(step: Step, phase: Phase):
+    """Law L2: the first line of defence; the second is the fence's own attempt."""
+    record = WAY[phase]
+    side = side_of(step, record)
+    asked = reference(attempt=record.attempt)
+    if phase in PHASES[step]:
+        await side.take(step, asked)
+        assert side.mover.steps or step in (Step.EXPORT, Step.FINAL_EXPORT)
+    else:
+        with pytest.raises((TableTooOld, StaleAttempt)):
+            await side.take(step, asked)
+        assert not side.mover.steps
+
+
+@pytest.mark.parametrize("step", list(Step))
+@pytest.mark.parametrize("wrong", [{"attempt": 2}, {"epoch": 2}, {"source_idc": "ams"}, {"target_idc": "ams"}])
+async def test_a_step_of_another_move_is_not_taken(step: Step, wrong: dict[str, object]):
+    """Law L2."""
+    phase = next(
+        phase
+        for phase in WAY
+        if phase in PHASES[step] and WAY[phase].attempt == reference().attempt + (step is Step.REOPEN)
+    )
+    side = side_of(step, WAY[phase])
+    right = reference(attempt=WAY[phase].attempt)
+    asked = reference(**{"attempt": WAY[phase].attempt} | ({"attempt": 9} if "attempt" in wrong else wrong))
+    if step is Step.PURGE and "target_idc" in wrong:
+        pytest.skip("what is to be purged is said by IDC, epoch and attempt")
+    with pytest.raises((TableTooOld, StaleAttempt, InvalidInput, NotOwnedHere)):
+        await side.take(step, asked)
+    assert not side.mover.steps
+    await side.take(step, right)
+
+
+async def test_a_step_of_an_attempt_that_was_called_off_is_refused_at_once():
+    side = Side("fra", WAY[Phase.ABORTING])
+    with pytest.raises(StaleAttempt):
+        await side.take(Step.DRAIN, reference(attempt=1), timeout=3600)
+
+
+async def test_a_step_that_this_gateway_has_not_heard_of_waits_for_the_table():
+    side = Side("fra", WAY[Phase.COPYING])
+    draining = asyncio.create_task(side.take(Step.DRAIN, timeout=3600))
+    await side.view.waiting.wait()
+    assert not side.mover.steps
+    side.show(WAY[Phase.DRAINING])
+    await draining
+    assert side.mover.steps == ["drain"]
+
+
+async def test_what_a_move_that_was_called_off_has_left_is_purged_whatever_it_is():
+    side = Side("lon", CALLED_OFF)
+    deadline = asyncio.get_running_loop().time() + 1
+    request = pb.PurgeShardRequest(move=reference(attempt=2))
+    await side.steps.purge(request, deadline)
+    assert side.mover.steps == ["purge all"]
+
+
+@pytest.mark.parametrize("expected", [None, {"rows": 6, "digest": "ab"}, {"rows": 7, "digest": "cd"}])
+async def test_a_source_is_purged_only_of_what_the_record_says_that_the_new_owner_has(expected):
+    """Law L3."""
+    side = Side("fra", WAY[Phase.PURGING])
+    request = pb.PurgeShardRequest(move=reference(), expected=pb.ShardDigest(**expected) if expected else None)
+    with pytest.raises(InvalidInput):
+        await side.steps.purge(request, asyncio.get_running_loop().time() + 1)
+    assert not side.mover.steps
+
+
+async def test_an_owner_is_never_purged():
+    """Law L3: whatever the record says."""
+    side = Side("lon", replace(WAY[Phase.PURGING], leftovers=(Leftover("lon", 1, 1, "r", 7, "ab"),)))
+    with pytest.raises((TableTooOld, StaleAttempt)):
+        await side.take(Step.PURGE)
+    assert not side.mover.steps
+
+
+# ---- law L1 ----
+
+PARTS = [
+    Head((TableLayout("rows_customers", ("region_code", "key"), ("text", "text")),), 9),
+    SliceStart("rows_customers", 9),
+    b"rows",
+    SliceEnd(ShardDigest(4, "0f"), 9, TIME),
+    End(9, TIME),
+]
+
+
+async def test_rows_are_given_to_the_target_of_the_move_only():
+    """Law L1."""
+    side = Side("fra", WAY[Phase.COPYING])
+    side.mover.parts = PARTS
+    for stranger in ("", "fra", "ams", "sin"):
+        call = HandCall(stranger)
+        with pytest.raises(NotOwnedHere):
+            await side.exports.export(pb.ExportShardRequest(move=reference()), call)
+        assert not call.sent
+    call = HandCall("lon")
+    await side.exports.export(pb.ExportShardRequest(move=reference()), call)
+    assert [decode_part(message) for message in call.sent] == PARTS
+
+
+@pytest.mark.parametrize("idc", ["fra", "lon"])
+async def test_neither_side_takes_part_in_what_the_law_forbids(idc: str):
+    """Law L1: each judges by its own newest table."""
+    side = Side(idc, WAY[Phase.COPYING])
+    side.mover.parts = PARTS
+    side.show(WAY[Phase.COPYING], NO_UK)
+    with pytest.raises(AccessDenied) as caught:
+        await side.take(Step.EXPORT if idc == "fra" else Step.IMPORT)
+    assert (caught.value.rule, caught.value.policy_revision) == ("europe", 2)
+    assert not side.mover.steps
+
+
+@pytest.mark.parametrize("idc", ["fra", "lon"])
+async def test_neither_side_takes_part_when_it_cannot_know_the_law(idc: str):
+    """Law L6."""
+    side = Side(idc, WAY[Phase.COPYING])
+    side.mover.parts = PARTS
+    side.view.is_fresh = False
+    with pytest.raises(TableTooOld):
+        await side.take(Step.EXPORT if idc == "fra" else Step.IMPORT)
+    assert not side.mover.steps
+
+
+async def test_a_law_that_changes_in_the_middle_of_an_import_stops_it_before_the_next_part():
+    """Law L1."""
+    side = Side("lon", WAY[Phase.COPYING])
+    importing = asyncio.create_task(side.imports.run(pb.ImportShardRequest(move=reference()), HandCall()))
+    for part in PARTS[:2]:
+        side.source.parts.put_nowait(part)
+    await side.mover.begun.wait()
+    await until(lambda: len(side.mover.loaded) == 2)
+    side.show(WAY[Phase.COPYING], NO_UK)
+    for part in PARTS[2:]:
+        side.source.parts.put_nowait(part)
+    with pytest.raises(AccessDenied):
+        await importing
+    assert side.mover.loaded == PARTS[:2]
+
+
+async def test_a_source_stops_sending_when_the_law_changes():
+    """Law L1."""
+    side = Side("fra", WAY[Phase.COPYING])
+    side.mover.parts = PARTS
+
+    class Changing(HandCall):
+        async def send(self, message) -> None:
+            await super().send(message)
+            side.show(WAY[Phase.COPYING], NO_UK)
+
+    call = Changing("lon")
+    with pytest.raises(AccessDenied):
+        await side.exports.export(pb.ExportShardRequest(move=reference()), call)
+    assert len(call.sent) == 1
+
+
+# ---- imports ----
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shard_import, "FIRST_PAUSE", 0.0)
+
+
+async def test_what_fails_for_a_while_is_begun_again_and_what_fails_for_good_is_told():
+    side = Side("lon", WAY[Phase.COPYING])
+    side.mover.failures = [DatabaseUnavailable("away"), DatabaseUnavailable("away")]
+    call = HandCall()
+    side.source.parts.put_nowait(End(9, None))
+    await side.imports.run(pb.ImportShardRequest(move=reference()), call)
+    assert side.mover.steps == ["begin_import"] * 3
+    assert [message.is_done for message in call.sent] == [True]
+    side.mover.failures = [SchemaDiffers("other columns")]
+    with pytest.raises(SchemaDiffers):
+        await side.take(Step.IMPORT)
+
+
+async def test_an_import_that_does_not_get_on_is_given_up_after_a_number_of_tries():
+    side = Side("lon", WAY[Phase.COPYING])
+    side.mover.failures = [DatabaseUnavailable("away")] * 20
+    with pytest.raises(DatabaseUnavailable):
+        await side.take(Step.IMPORT)
+    assert len(side.mover.steps) == shard_import.MAX_FAILURES + 1
+
+
+async def test_a_newer_import_of_a_shard_takes_the_place_of_the_older():
+    side = Side("lon", WAY[Phase.COPYING])
+    first = asyncio.create_task(side.imports.run(pb.ImportShardRequest(move=reference()), HandCall()))
+    await side.mover.begun.wait()
+    side.mover.begun.clear()
+    second = asyncio.create_task(side.imports.run(pb.ImportShardRequest(move=reference()), HandCall()))
+    with pytest.raises(Unavailable):
+        await first
+    await side.mover.begun.wait()
+    side.source.parts.put_nowait(End(9, None))
+    await second
+
+
+async def test_an_import_that_is_cancelled_leaves_nothing_running():
+    side = Side("lon", WAY[Phase.COPYING])
+    importing = asyncio.create_task(side.imports.run(pb.ImportShardRequest(move=reference()), HandCall()))
+    await side.mover.begun.wait()
+    importing.cancel()
+    with suppress(asyncio.CancelledError):
+        await importing
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "import"] == []
+    side.source.parts.put_nowait(End(9, None))
+    await side.take(Step.IMPORT)
+
+
+@pytest.mark.parametrize(
+    "part", [*PARTS, SliceStart("rows_customers"), SliceEnd(ShardDigest(0, "")), End(0, None), Head((), 0), b""]
+)
+def test_a_part_survives_the_way(part):
+    assert decode_part(pb.ExportShardResponse.FromString(encode_part(part).SerializeToString())) == part
