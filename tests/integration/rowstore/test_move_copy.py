@@ -156,6 +156,19 @@ async def test_law_l3_a_retry_at_the_new_owner_finds_its_first_result(pair: Move
         assert replay == result._replace(is_replay=True)
 
 
+async def test_law_l3_of_requests_at_one_time_none_is_left_behind(pair: MovePair) -> None:
+    """The clock of the shard stands still, so every round ends, and begins, at the same time."""
+    future = datetime(2100, 1, 1, tzinfo=UTC)
+    await pair.source.hand.execute("UPDATE shard_fences SET last_time = $1 WHERE shard = 0", future)
+    for turn in range(3):
+        await pair.source.store.write(CUSTOMERS, [put(f"k{i}", request_id=f"r{turn}-{i}") for i in range(400)])
+        await pair.sender.begin_export(STEP)
+        await pair.copy()
+    await pair.close_and_copy()
+    assert len((await pair.target.contents())["write_requests"]) == 1200
+    await assert_equal(pair)
+
+
 async def test_law_l4_sequences_and_times_go_on_at_the_new_owner(pair: MovePair) -> None:
     future = datetime(2100, 1, 1, tzinfo=UTC)
     await fill(pair, 5)

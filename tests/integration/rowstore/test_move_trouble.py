@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, Text
 
 from policy.errors import DatabaseUnavailable, DigestMismatch, StaleAttempt
 from rowstore.database import Database
-from rowstore.moving import Mover, SliceEnd, connections
+from rowstore.moving import Head, Mover, SliceEnd, connections
 from rowstore.moving.digest import NOTHING
 from rowstore.tables import SHARD_TABLES, ShardTable, Travels
 from tests.support.row_databases import CUSTOMERS, STEP, MovePair, delete, put
@@ -212,21 +212,17 @@ async def test_a_purge_that_was_cut_short_goes_on(pair: MovePair) -> None:
     assert (await pair.sender.purge(STEP, progress.digest)).deleted["rows_customers"] == 0
 
 
-async def test_law_l3_a_purge_stops_when_the_shard_comes_back(pair: MovePair) -> None:
-    """A purge that was paused between two batches meets the next import, and must not delete its rows."""
+async def test_law_l3_a_purge_that_was_paused_deletes_nothing_of_a_shard_that_comes_back(pair: MovePair) -> None:
     await fill(pair)
     progress = await pair.move()
-    back = MovePair(pair.target, pair.source, pair.receiver, pair.sender)
-    step = STEP._replace(epoch=2, attempt=2)
-    async with pair.source.holding_fence() as holder:
+    async with pair.source.hand.transaction():
+        # It waits here with its comparison done, and nothing deleted yet.
+        await pair.source.hand.execute("LOCK TABLE shard_imports IN EXCLUSIVE MODE")
         purge = asyncio.create_task(pair.sender.purge(STEP, progress.digest))
         await pair.source.until_waiting(1)
-        await holder.execute(
-            "UPDATE shard_fences SET mode = 'importing', epoch = 3, attempt = 2 WHERE region_code = 'DE' AND shard = 0"
-        )
+        await pair.source.set_fence(mode="importing", epoch=3)
     with pytest.raises(StaleAttempt):
         await purge
-    await back.move(step)
     assert len((await pair.source.contents())["rows_customers"]) == 300
 
 
@@ -264,6 +260,49 @@ async def test_a_table_that_travels_whole_comes_with_the_last_round_and_is_close
         proof = await sender.purge(STEP, progress.digest)
         assert (proof.deleted["offsets"], proof.remaining) == (1, 0)
         assert await pair.source.hand.fetchval("SELECT count(*) FROM offsets") == 1
+
+
+# ---- sources that err -----------------------------------------------------------------------------------------------
+
+
+async def test_law_l1_rows_of_another_shard_are_not_let_in_whatever_the_source_sends(pair: MovePair) -> None:
+    await fill(pair, 100)
+    await pair.sender.begin_export(STEP)
+    honest = [part async for part in pair.parts(STEP, await pair.receiver.begin_import(STEP))]
+    await pair.source.store.write(CUSTOMERS, [put("foreign", shard=1)])
+    everything = bytearray()
+
+    async def take(piece: bytes) -> None:
+        everything.extend(piece)
+
+    assert isinstance(honest[0], Head)
+    (columns,) = (layout.columns for layout in honest[0].tables if layout.table == "rows_customers")
+    await pair.source.hand.copy_from_table("rows_customers", columns=columns, output=take, format="binary")
+
+    async def with_foreign() -> AsyncIterator[ExportPart]:
+        for index, part in enumerate(honest):
+            yield bytes(everything) if index == 2 else part
+
+    with pytest.raises(DigestMismatch):
+        await import_all(pair, with_foreign())
+    assert await pair.target.hand.fetchval("SELECT count(*) FROM rows_customers") == 0
+
+
+async def test_law_l3_a_slice_that_was_changed_on_its_way_is_not_kept(pair: MovePair) -> None:
+    await fill(pair, 100)
+    await pair.sender.begin_export(STEP)
+    begun = await pair.receiver.begin_import(STEP)
+
+    async def changed() -> AsyncIterator[ExportPart]:
+        async for part in pair.parts(STEP, begun):
+            yield part.replace(b"k77", b"k7x") if isinstance(part, bytes) else part
+
+    with pytest.raises(DigestMismatch):
+        await import_all(pair, changed())
+    assert not any((await pair.target.contents()).values())
+    await pair.copy()
+    await pair.close_and_copy()
+    await assert_equal(pair)
 
 
 # ---- databases that fail --------------------------------------------------------------------------------------------
