@@ -219,7 +219,8 @@ def _records(draft: Draft, prepared: Prepared) -> tuple[PolicyRevision, RolloutR
     now = datetime.now(UTC).isoformat()
     rollout = None
     if plan.assigned or plan.moved:
-        note = f"{len(plan.assigned)} shards are waiting for their first owner, {len(plan.moved)} for their move"
+        parts = ((len(plan.assigned), "for their first owner"), (len(plan.moved), "to be moved"))
+        note = f"shards wait: {', '.join(f'{count} {what}' for count, what in parts if count)}"
         rollout = RolloutRecord(
             rollout=f"r{parent + 1:08d}",
             policy_revision=parent + 1,

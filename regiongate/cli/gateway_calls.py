@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 from typing import TYPE_CHECKING, Self, cast
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _CALL_SECONDS = 10.0
 _APPLY_SECONDS = 45.0
-_ROLLOUT_SECONDS = 60.0
+_SILENCE_SECONDS = 60.0
 
 
 class GatewayCalls:
@@ -62,10 +63,19 @@ class GatewayCalls:
             await self._follow(answer.rollout, tell)
 
     async def _follow(self, rollout: str, tell: Callable[[str], None]) -> None:
-        """Waits for the end of a rollout."""
-        request = pb.WatchRolloutRequest(rollout=rollout)
-        async for answer in self._stub.WatchRollout(request, timeout=_ROLLOUT_SECONDS):
-            if answer.rollout.state == "done":
-                tell(f"{answer.rollout.shards_total} shards are open")
-                return
-        raise CommandFailed("ROLLOUT_UNFINISHED", f"rollout {rollout} has not ended", "see the controller's log")
+        """Waits for the end of a rollout, for as long as something is heard of it."""
+        note = ""
+        answers = aiter(self._stub.WatchRollout(pb.WatchRolloutRequest(rollout=rollout)))
+        try:
+            while True:
+                told = (await asyncio.wait_for(anext(answers), _SILENCE_SECONDS)).rollout
+                note = told.note
+                if told.state == "done":
+                    tell(f"{told.shards_total} shards are where they are to be")
+                    return
+                if told.end_time.seconds:
+                    tell(f"rollout {rollout} is {told.state}: {note}")
+                    return
+        except (TimeoutError, StopAsyncIteration):
+            hint = note or "see the controller's log"
+            raise CommandFailed("ROLLOUT_UNFINISHED", f"rollout {rollout} has not ended", hint) from None

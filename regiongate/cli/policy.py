@@ -6,37 +6,50 @@ findings name the file, line and column as the author sees them.
 
 from __future__ import annotations
 
-import getpass
-from contextlib import asynccontextmanager
+import json
+import sys
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from policy.findings import Finding, Severity
+from policy.findings import Severity
 from policy.model import Operation
-from regiongate.cli.calls import gateway_channel
 from regiongate.cli.context import run_async
 from regiongate.cli.entry import Entry, with_entry
 from regiongate.cli.failures import CommandFailed
 from regiongate.cli.output import Output, OutputOption, emit_json, emit_rows, say
+from regiongate.cli.plan_text import plan_lines
+from regiongate.cli.policy_calls import (
+    APPLY_SECONDS,
+    STYLES,
+    AuthorOption,
+    MessageOption,
+    PathArgument,
+    RebalanceOption,
+    author_or_login,
+    findings_of,
+    load_document,
+    plain,
+    policy_stub,
+    say_findings,
+    time_text,
+    trace_metadata,
+    traced,
+)
+from regiongate.cli.rollout import app as rollout_app
+from regiongate.cli.rollout_progress import finish_rollout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
-
     from policy.compile import Policy
     from policy.loading import LoadedPolicy
     from regiongate.v1 import policy_service_pb2 as pb
-    from regiongate.v1.policy_service_pb2_grpc import PolicyServiceAsyncStub
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check, plan, apply and read the rules.")
+app.add_typer(rollout_app, name="rollout")
 
-PathArgument = Annotated[Path, typer.Argument(exists=True, help="A policy file, or a folder of them.")]
-_APPLY_SECONDS = 45.0
-_ROLLOUT_SECONDS = 600.0
-_SHOWN_SHARDS = 20
-_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
+WaitOption = Annotated[bool, typer.Option(help="Wait until every shard is where it is to be, and show how it goes.")]
 
 
 @app.command()
@@ -55,7 +68,7 @@ def validate(path: PathArgument, output: OutputOption = Output.TABLE) -> None:
         for finding in findings:
             typer.echo(str(finding))
     if is_rejected:
-        say("rejected", _STYLES[Severity.ERROR])
+        say("rejected", STYLES[Severity.ERROR])
         raise typer.Exit(1)
     say("the policy stands")
 
@@ -70,17 +83,17 @@ def schema() -> None:
 
 @app.command()
 @with_entry
-def plan(entry: Entry, path: PathArgument, *, output: OutputOption = Output.TABLE) -> None:
-    """Show what applying a document would do; nothing is stored."""
-    loaded = _load(path)
-    answer = run_async(_plan(entry, loaded, path))
-    if output is Output.JSON:
-        emit_json(_plain(answer))
-    else:
-        _say_findings(answer.findings)
-        _print_plan(answer)
-    if any(finding.severity == Severity.ERROR for finding in _findings(answer.findings)) or answer.moved:
-        say("applying it would be refused", _STYLES[Severity.ERROR])
+def plan(
+    entry: Entry, path: PathArgument, *, rebalance: RebalanceOption = False, output: OutputOption = Output.TABLE
+) -> None:
+    """Show what applying a document would do; nothing is stored.
+
+    Exits with 0 when applying it would work now. Keep the JSON form (-o json) for `apply --plan`.
+    """
+    loaded = load_document(path)
+    answer = run_async(_plan(entry, loaded.text, str(path), rebalance=rebalance))
+    _show_plan(answer, loaded, output)
+    if _is_refused(answer):
         raise typer.Exit(1)
 
 
@@ -90,36 +103,75 @@ def apply(
     entry: Entry,
     path: PathArgument,
     *,
-    message: Annotated[str, typer.Option("--message", "-m", help="Why; kept in the history.")] = "",
-    author: Annotated[str, typer.Option(help="Who; your login name when empty.", show_default=False)] = "",
+    message: MessageOption = "",
+    author: AuthorOption = "",
     parent: Annotated[
         int | None, typer.Option(min=0, help="The revision that you have read; refused when another is current.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until every new shard is served.")] = True,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", exists=True, dir_okay=False, help="A plan from `plan -o json`: do that or nothing."),
+    ] = None,
+    rebalance: RebalanceOption = False,
+    wait: WaitOption = True,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Make a document the law; returns when every live gateway decides by it."""
-    loaded = _load(path)
+    """Make a document the law, and move what has to move.
 
-    async def perform() -> pb.ApplyPolicyResponse:
-        from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
+    The law is in force when every live gateway decides by it; shards move after that.
+    """
+    from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415 (grpc takes 100 ms to load; --help needs none)
 
-        request = pb.ApplyPolicyRequest(
-            document=loaded.text, file=str(path), author=author or getpass.getuser(), message=message, parent=parent
-        )
-        async with _stub(entry) as stub:
-            answer = await stub.ApplyPolicy(request, timeout=max(_APPLY_SECONDS, entry.timeout))
-            _say_findings(answer.findings)
-            say(f"revision {answer.revision} is effective: {_who(answer)}")
-            if answer.rollout and wait:
-                await _follow(stub, answer.rollout)
-            return answer
+    loaded = load_document(path)
+    request = pb.ApplyPolicyRequest(
+        document=loaded.text,
+        file=str(path),
+        author=author_or_login(author),
+        message=message,
+        parent=parent,
+        rebalance=rebalance,
+        plan_fingerprint=_fingerprint(plan_file) if plan_file else "",
+    )
+    _apply(entry, request, wait=wait, output=output)
 
-    answer = run_async(perform())
-    if output is Output.JSON:
-        emit_json(_plain(answer))
-    else:
-        typer.echo(answer.revision)
+
+@app.command()
+@with_entry
+def rollback(
+    entry: Entry,
+    revision: Annotated[int, typer.Argument(min=0, help="The parent of the current one when left out.")] = 0,
+    *,
+    message: MessageOption = "",
+    author: AuthorOption = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask after showing the plan.")] = False,
+    wait: WaitOption = True,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make an old document the law again, as a new revision; shows the plan first."""
+    from policy.loading import load_policy  # noqa: PLC0415
+    from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
+
+    current = run_async(_read(entry, 0))
+    number = revision or current.parent
+    if number in (0, current.revision):
+        raise CommandFailed("NOTHING_TO_ROLL_BACK", f"revision {current.revision} has no other one to go back to")
+    old = run_async(_read(entry, number))
+    name = f"revision {number}"
+    answer = run_async(_plan(entry, old.document, name))
+    _show_plan(answer, load_policy(old.document, name), Output.TABLE, is_talk=output is Output.JSON)
+    if _is_refused(answer):
+        raise typer.Exit(1)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"make the document of {name} the law?", abort=True, err=True)
+    request = pb.ApplyPolicyRequest(
+        document=old.document,
+        file=name,
+        author=author_or_login(author),
+        message=message or f"rollback to {name}",
+        parent=current.revision,
+        plan_fingerprint=answer.fingerprint,
+    )
+    _apply(entry, request, wait=wait, output=output)
 
 
 @app.command()
@@ -133,10 +185,10 @@ def show(
     """Print a revision's document."""
     record = run_async(_read(entry, revision))
     if output is Output.JSON:
-        emit_json(_plain(record))
+        emit_json(plain(record))
         return
     about = f": {record.message}" if record.message else ""
-    say(f"revision {record.revision} by {record.author or 'nobody named'}, {_time(record)}{about}", "dim")
+    say(f"revision {record.revision} by {record.author or 'nobody named'}, {time_text(record)}{about}", "dim")
     typer.echo(record.document, nl=not record.document.endswith("\n"))
 
 
@@ -153,7 +205,7 @@ def history(
     async def perform() -> list[pb.PolicyRevision]:
         from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
 
-        async with _stub(entry) as stub:
+        async with policy_stub(entry) as stub:
             request = pb.ListPolicyRevisionsRequest(page_size=limit)
             return list((await stub.ListPolicyRevisions(request, timeout=entry.timeout)).revisions)
 
@@ -161,7 +213,7 @@ def history(
         {
             "revision": record.revision,
             "parent": record.parent,
-            "time": _time(record),
+            "time": time_text(record),
             "author": record.author,
             "message": record.message,
             "rollout": record.rollout,
@@ -169,28 +221,6 @@ def history(
         for record in run_async(perform())
     ]
     emit_rows(rows, ("revision", "parent", "time", "author", "message", "rollout"), output)
-
-
-@app.command()
-@with_entry
-def rollout(
-    entry: Entry,
-    rollout_id: Annotated[str, typer.Argument(metavar="ROLLOUT", help="All of them when left out.")] = "",
-    *,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List the rollouts, or follow one until it has ended."""
-
-    async def perform() -> list[pb.Rollout]:
-        from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
-
-        async with _stub(entry) as stub:
-            if rollout_id:
-                return [await _follow(stub, rollout_id)]
-            return list((await stub.ListRollouts(pb.ListRolloutsRequest(), timeout=entry.timeout)).rollouts)
-
-    columns = ("rollout", "policy_revision", "state", "shards_done", "shards_total", "note")
-    emit_rows([{**_plain(item)} for item in run_async(perform())], columns, output)
 
 
 @app.command()
@@ -211,7 +241,7 @@ def explain(
     """Tell step by step what the policy says of an operation, now or then (law L7)."""
     from policy.explain import explain as explain_by  # noqa: PLC0415
 
-    policy = _policy_of(_load(file), 0) if file else run_async(_stored_policy(entry, revision))
+    policy = _policy_of(load_document(file), 0) if file else run_async(_stored_policy(entry, revision))
     askers = tuple(part.strip() for part in asker.split(",") if part.strip())
     explanation = explain_by(policy, dataset, region_code, askers, operation, entry.purpose)
     if output is Output.JSON:
@@ -226,19 +256,70 @@ def explain(
         typer.echo(f"{number}. {step.text}")
 
 
-async def _plan(entry: Entry, loaded: LoadedPolicy, path: Path) -> pb.PlanPolicyResponse:
+def _apply(entry: Entry, request: pb.ApplyPolicyRequest, *, wait: bool, output: Output) -> None:
+    """Applies a document, prints its revision, and follows what it has set in motion."""
+
+    async def perform() -> pb.ApplyPolicyResponse:
+        with traced(entry, "cli.policy.apply") as traceparent:
+            async with policy_stub(entry) as stub:
+                answer = await stub.ApplyPolicy(
+                    request, timeout=max(APPLY_SECONDS, entry.timeout), metadata=trace_metadata(traceparent)
+                )
+            say_findings(answer.findings)
+            say(f"revision {answer.revision} is effective: {_who(answer)}")
+            if answer.rollout and wait:
+                await finish_rollout(entry, answer.rollout)
+            elif answer.rollout:
+                say(f"rollout: regiongate policy rollout watch {answer.rollout}")
+            return answer
+
+    answer = run_async(perform())
+    if output is Output.JSON:
+        emit_json(plain(answer))
+    else:
+        typer.echo(answer.revision)
+
+
+async def _plan(entry: Entry, document: str, file: str, *, rebalance: bool = False) -> pb.PlanPolicyResponse:
     from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
 
-    async with _stub(entry) as stub:
-        return await stub.PlanPolicy(
-            pb.PlanPolicyRequest(document=loaded.text, file=str(path)), timeout=max(_APPLY_SECONDS, entry.timeout)
-        )
+    request = pb.PlanPolicyRequest(document=document, file=file, rebalance=rebalance)
+    async with policy_stub(entry) as stub:
+        return await stub.PlanPolicy(request, timeout=max(APPLY_SECONDS, entry.timeout))
+
+
+def _show_plan(answer: pb.PlanPolicyResponse, loaded: LoadedPolicy, output: Output, *, is_talk: bool = False) -> None:
+    if output is Output.JSON:
+        emit_json(plain(answer))
+        return
+    say_findings(answer.findings)
+    for line in plan_lines(answer, len(loaded.document.expect)):
+        typer.echo(line, err=is_talk)
+
+
+def _is_refused(answer: pb.PlanPolicyResponse) -> bool:
+    is_refused = any(finding.severity == Severity.ERROR for finding in findings_of(answer.findings))
+    if is_refused:
+        say("applying it would be refused", STYLES[Severity.ERROR])
+    return is_refused
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a plan that was saved."""
+    try:
+        saved = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        fingerprint = str(saved["fingerprint"])
+    except (ValueError, KeyError, TypeError, OSError):
+        fingerprint = ""
+    if not fingerprint:
+        raise CommandFailed("BAD_PLAN", f"{path} is not a plan", "make one with `regiongate policy plan FILE -o json`")
+    return fingerprint
 
 
 async def _read(entry: Entry, revision: int) -> pb.PolicyRevision:
     from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
 
-    async with _stub(entry) as stub:
+    async with policy_stub(entry) as stub:
         return (await stub.GetPolicy(pb.GetPolicyRequest(revision=revision), timeout=entry.timeout)).policy
 
 
@@ -255,102 +336,6 @@ def _policy_of(loaded: LoadedPolicy, revision: int) -> Policy:
     return compile_policy(loaded.document, revision)
 
 
-async def _follow(stub: PolicyServiceAsyncStub, rollout_id: str) -> pb.Rollout:
-    """Shows a rollout's progress on stderr until it has ended."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415
-
-    from regiongate.cli.output import stderr  # noqa: PLC0415
-    from regiongate.v1 import policy_service_pb2 as pb  # noqa: PLC0415
-
-    last: pb.Rollout | None = None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=stderr(), transient=True) as progress:
-        bar = progress.add_task("shards", total=None, note="")
-        request = pb.WatchRolloutRequest(rollout=rollout_id)
-        async for answer in stub.WatchRollout(request, timeout=_ROLLOUT_SECONDS):
-            last = answer.rollout
-            progress.update(bar, total=last.shards_total, completed=last.shards_done, note=last.note)
-    if last is None or last.state == "running":
-        raise CommandFailed("ROLLOUT_UNFINISHED", f"rollout {rollout_id} has not ended", last.note if last else "")
-    say(f"rollout {rollout_id} is {last.state}: {last.shards_done} of {last.shards_total} shards; {last.note}")
-    return last
-
-
-@asynccontextmanager
-async def _stub(entry: Entry) -> AsyncGenerator[PolicyServiceAsyncStub]:
-    """The policy service of a gateway."""
-    from regiongate.v1.policy_service_pb2_grpc import PolicyServiceStub  # noqa: PLC0415
-
-    async with gateway_channel(entry) as channel:
-        yield cast("PolicyServiceAsyncStub", PolicyServiceStub(channel))
-
-
-def _load(path: Path) -> LoadedPolicy:
-    """Reads and checks a document; tells its warnings, and leaves its notes to `validate` and `plan`."""
-    from policy.loading import load_policy_files  # noqa: PLC0415
-
-    loaded = load_policy_files(path)
-    for finding in loaded.findings:
-        if finding.severity is Severity.WARNING:
-            say(str(finding), _STYLES[finding.severity])
-    return loaded
-
-
-def _findings(messages: Iterable[pb.Finding]) -> list[Finding]:
-    from gateway.status import from_finding_message  # noqa: PLC0415
-
-    return [from_finding_message(message) for message in messages]
-
-
-def _say_findings(messages: Iterable[pb.Finding]) -> None:
-    """Tells what the gateway has found beyond what `_load` has told already."""
-    for finding in _findings(messages):
-        if finding.severity is Severity.ERROR or not finding.line:
-            say(str(finding), _STYLES[finding.severity])
-
-
-def _print_plan(answer: pb.PlanPolicyResponse) -> None:
-    typer.echo(f"from revision {answer.parent}" if answer.parent else "the first policy")
-    for title, lines in (
-        ("schema", [f"new {change}" for change in answer.schema_changes]),
-        ("access", [change.sentence for change in answer.access_changes]),
-        ("assigned", _by_region(answer.assigned)),
-        ("moved", _by_region(answer.moved)),
-    ):
-        for line in lines:
-            typer.echo(f"{title}: {line}")
-
-
-def _by_region(changes: Iterable[pb.ShardChange]) -> list[str]:
-    counts: dict[tuple[str, str, str], int] = {}
-    for change in changes:
-        kind = (change.region_code, change.from_idc, change.to_idc)
-        counts[kind] = counts.get(kind, 0) + 1
-    lines = [
-        f"{count} shard{'' if count == 1 else 's'} of {code} {f'from {source} ' if source else ''}to {target}"
-        for (code, source, target), count in sorted(counts.items())
-    ]
-    more = len(lines) - _SHOWN_SHARDS
-    return [*lines[:_SHOWN_SHARDS], f"and {more} lines more (-o json shows all)"] if more > 0 else lines
-
-
 def _who(answer: pb.ApplyPolicyResponse) -> str:
     acknowledged = f"acknowledged by {', '.join(answer.acknowledged)}" if answer.acknowledged else "no gateway is live"
     return acknowledged + (f"; lease run out: {', '.join(answer.expired)}" if answer.expired else "")
-
-
-def _time(record: pb.PolicyRevision) -> str:
-    return record.create_time.ToJsonString()
-
-
-def _plain(message: Any) -> dict[str, Any]:  # noqa: ANN401 (any protobuf message)
-    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
-
-    plain: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return {name: int(value) if name in _NUMBERS else value for name, value in plain.items()}
-
-
-_NUMBERS = frozenset({"revision", "parent", "policy_revision"})
-"""64-bit fields, which JSON's mapping of protobuf writes as strings."""

@@ -9,7 +9,7 @@ from policy import move
 from policy.audit.chain import AuditChain
 from policy.follower import load_stored
 from policy.intent import intended_owners
-from policy.records import PlanRecord, RolloutRecord, ShardRecord, SwitchRecord
+from policy.records import MoveRecord, PlanRecord, RolloutRecord, ShardRecord, SwitchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,3 +74,31 @@ async def plan_of(cluster: Cluster, rollout: str) -> PlanRecord:
     """The stored plan of a rollout."""
     item = await cluster.client.get(cluster.keys.plan(rollout))
     return PlanRecord.decode(item.value)
+
+
+async def carry_out(cluster: Cluster, rollout: str) -> None:
+    """Plays the controller for one rollout: every move copies, switches and ends, then the rollout does."""
+    stamp = "2026-01-01T00:00:00+00:00"
+    for planned in (await plan_of(cluster, rollout)).moves:
+        shard = planned.region_code, planned.shard
+        move_record = MoveRecord(
+            rollout, *shard, planned.source, planned.target, "copying", 1, rows=700, rows_per_second=90.0, remaining=5
+        )
+        await cluster.client.put(cluster.keys.move(rollout, *shard), move_record.encode())
+        await switch(cluster, *shard, planned.target, rollout)
+        record = replace(await read_shard(cluster, *shard), leftovers=(), phase="serving")
+        await cluster.client.put(cluster.keys.shard(*shard), record.encode())
+        done = replace(move_record, phase="done", rows=1234, stall_ms=41.6, switch_time=stamp, end_time=stamp)
+        await cluster.client.put(cluster.keys.move(rollout, *shard), done.encode())
+    record = await cluster.store.rollout(rollout)
+    await end_rollout(cluster, record, "cancelled" if record.state == "cancelling" else "done")
+    await assign_all(cluster)
+
+
+async def carry_out_all(cluster: Cluster) -> None:
+    """Plays the controller until it is cancelled."""
+    async for batch in cluster.client.follow(cluster.keys.rollouts):
+        for item in (*batch.items, *(event.item for event in batch.events)):
+            record = RolloutRecord.decode(item.value)
+            if not record.is_ended and record.state != "paused":
+                await carry_out(cluster, record.rollout)

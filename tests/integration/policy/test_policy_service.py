@@ -1,11 +1,8 @@
-"""PolicyService over real gRPC, and the commands that speak it."""
+"""PolicyService over real gRPC."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -13,7 +10,6 @@ import pytest
 from gateway.admission import Admission
 from gateway.identity import ClientSide
 from gateway.ladder import Ladder
-from gateway.measures import Measured
 from gateway.policy_service import PolicyService
 from gateway.settings import GatewaySettings
 from gateway.status import error_from_rpc
@@ -33,16 +29,8 @@ from regiongate.v1 import policy_service_pb2 as pb
 from regiongate.v1.policy_service_pb2_grpc import PolicyServiceStub, add_PolicyServiceServicer_to_server
 from runtime.telemetry.tracing import Tracing
 from tests.support.cluster import OTHER_WEIGHTS, POLICY, WITH_EMAIL, WITHOUT_SUPPORT
+from tests.support.policy_gateway import Sizes
 from tests.support.standing_shards import assign_all, end_rollout, switch
-
-
-class Sizes:
-    """Every shard has 500 rows; sha cannot be asked."""
-
-    async def measure(self, moves):
-        known = [move for move in moves if move.from_idc != "sha"]
-        unreachable = ("sha",) if len(known) < len(moves) else ()
-        return Measured({move.key: (500, 64_000) for move in known}, unreachable)
 
 
 @pytest.fixture
@@ -272,55 +260,3 @@ async def test_rollouts_of_all_kinds_are_listed_newest_first_in_pages(serving):
         if not token:
             break
     assert seen == [drain, second, first, "r00000001"]
-
-
-async def command(address, *words):
-    """Runs `regiongate policy ...`; returns exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(Path(sys.executable).with_name("regiongate"), "policy", *map(str, words), "--target", address),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
-
-
-async def test_the_commands_plan_apply_show_and_explain(address, tmp_path):
-    file, heavier = tmp_path / "policy.yaml", tmp_path / "heavier.yaml"
-    file.write_text(POLICY)
-    heavier.write_text(OTHER_WEIGHTS)
-    code, out, _ = await command(address, "plan", file)
-    assert code == 0
-    assert "assigned: 4 shards of CN to sha" in out
-    code, out, err = await command(address, "apply", file, "--no-wait", "-m", "first", "-o", "json")
-    assert code == 0, err
-    assert json.loads(out)["revision"] == 1
-    (code, shown, err), (_, history, _), (_, why, _), (moving, plan, _), (refused, _, told) = await asyncio.gather(
-        command(address, "show"),
-        command(address, "history", "-o", "json"),
-        command(address, "explain", "customers", "DE", "--from", "sin", "--purpose", "support"),
-        command(address, "plan", heavier),
-        command(address, "apply", heavier),
-    )
-    assert (code, shown) == (0, POLICY), err
-    assert [(record["revision"], record["message"]) for record in json.loads(history)] == [(1, "first")]
-    assert why.splitlines()[-1] == "4. allowed by rule eu-support, policy revision 1, without name"
-    assert moving == 1
-    assert "moved: 1 shard of DE from ams to fra" in plan
-    assert refused == 1
-    assert told.startswith("error: ILLEGAL_MOVE: ")
-
-
-async def test_validate_needs_no_gateway_and_names_each_place(tmp_path):
-    file = tmp_path / "policy.yaml"
-    file.write_text(POLICY.replace("from: [SG]", "from: [XX]").replace("type: int64", "type: int63"))
-    process = await asyncio.create_subprocess_exec(
-        *(Path(sys.executable).with_name("regiongate"), "policy", "validate", file),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 1
-    errors = [line for line in out.decode().splitlines() if ": error: " in line]
-    assert len(errors) == 2
-    assert all(line.startswith(f"{file}:") for line in errors)
