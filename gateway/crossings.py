@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import timedelta
 
-    from gateway.operations import OperationOutcome, RowOperation
+    from gateway.operations import Action, OperationOutcome, RowOperation
     from policy.audit.chain import AuditChain
     from policy.compile import Policy
     from policy.model import AccessDecision, Operation
@@ -87,14 +87,25 @@ class Crossings:
         self, policy: Policy | None, purpose: str, judged: Iterable[tuple[RowOperation, OperationOutcome]]
     ) -> None:
         """Counts those operations that cross a border; all others cost a look at their decision."""
+        alike: dict[tuple[int, str, Action], int] = {}
+        by_id: dict[int, AccessDecision] = {}  # hashing a decision would cost more than all the rest
         for operation, outcome in judged:
             decision = outcome.decision
-            if decision is not None and decision.crosses_border:
+            if decision is None or not decision.crosses_border:
+                continue
+            if outcome.error is not None:
                 asked = Asked(operation.region_code, OPERATIONS[operation.action], named_purpose(policy, purpose))
                 self.count(decision, asked, outcome.error)
+                continue
+            group = (id(decision), operation.region_code, operation.action)
+            alike[group] = alike.get(group, 0) + 1
+            by_id[group[0]] = decision
+        for (number, region_code, action), operations in alike.items():
+            asked = Asked(region_code, OPERATIONS[action], named_purpose(policy, purpose))
+            self.count(by_id[number], asked, None, operations)
 
-    def count(self, decision: AccessDecision, asked: Asked, error: RegiongateError | None) -> None:
-        """Counts one operation by how it ended.
+    def count(self, decision: AccessDecision, asked: Asked, error: RegiongateError | None, operations: int = 1) -> None:
+        """Counts operations by how they ended.
 
         What is sent on to another gateway is counted there. A denial of the owner, whose law may be newer, counts as
         that. Any other error is not about the law: the crossing was permitted.
@@ -112,12 +123,12 @@ class Crossings:
         crossing = Crossing(rule, revision, decision.asking_jurisdiction, *asked, outcome, withheld)
         number = self._counts.get(crossing)
         if number is not None:
-            self._counts[crossing] = number + 1
+            self._counts[crossing] = number + operations
         elif len(self._counts) < self._max:
-            self._counts[crossing] = 1
+            self._counts[crossing] = operations
         else:
-            self._overflow += 1
-            OVERFLOW.inc()
+            self._overflow += operations
+            OVERFLOW.inc(operations)
 
     def take(self) -> tuple[dict[Crossing, int], int]:
         """All counts, and the number of crossings that found no free counter; starts from zero."""
