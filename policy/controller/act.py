@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from policy import move
+from policy.audit.chain import AuditChain
+from policy.audit.entry import Fact
 from policy.controller.decide import SHARDS_PER_TRANSACTION, Assign, CallOff, NoteRollout, Open, Start
 from policy.controller.ledger import now
 from policy.controller.peers import OpeningFailed
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from policy.controller.decide import Action
     from policy.controller.orders import Orders
     from policy.controller.peers import PeerCalls
-    from policy.records import Keys
+    from policy.records import Keys, RolloutRecord
     from runtime.etcd import Compare, EtcdClient, Leadership, Op
 
 FIRST_EPOCH = 1
@@ -45,8 +47,11 @@ class Actor:
         self._client = client
         self._orders = orders
         self._keys = keys
+        self._audit = AuditChain(client, keys)
         self._leadership = leadership
         self._peers = peers
+        self.order_mod_revision: int | None = None
+        """Of the newest order that the actions were decided by; None: they rest on none."""
         self.store_revision = 0
         """Of the newest transaction; what is seen next should not be older."""
 
@@ -85,6 +90,8 @@ class Actor:
 
     async def _assign(self, action: Assign, policy_mod_revision: int) -> None:
         compares = [compare_mod_revision(self._keys.policy_current, policy_mod_revision)]
+        if self.order_mod_revision is not None:
+            compares.append(compare_mod_revision(self._keys.last_order, self.order_mod_revision))
         puts: list[Op] = []
         for region_code, shard, owner in action.owners:
             key = self._keys.shard(region_code, shard)
@@ -144,15 +151,36 @@ class Actor:
         await self._transact([compare_mod_revision(key, known.mod_revision)], [put_op(key, record.encode())])
 
     async def _note(self, action: NoteRollout) -> None:
-        key = self._keys.rollout(action.record.rollout)
-        revision = await self._transact(
-            [compare_mod_revision(key, action.mod_revision)], [put_op(key, action.record.encode())]
-        )
-        self._orders.noted(action.record, revision)
+        """Writes down how far a rollout is; its end goes into the audit trail, too."""
+        record = action.record
+        key = self._keys.rollout(record.rollout)
+        compares, puts = [compare_mod_revision(key, action.mod_revision)], [put_op(key, record.encode())]
+        revision = await self._transact(compares, puts, _end_fact(record) if record.is_ended else None)
+        self._orders.noted(record, revision)
 
-    async def _transact(self, compares: Sequence[Compare], puts: Sequence[Op]) -> int:
-        result = await self._client.transact([self._leadership.compare, *compares], puts)
+    async def _transact(self, compares: Sequence[Compare], puts: Sequence[Op], fact: Fact | None = None) -> int:
+        compares = [self._leadership.compare, *compares]
+        if fact is None:
+            result = await self._client.transact(compares, puts)
+        else:
+            result = await self._audit.transact(compares, puts, fact)
         if not result.succeeded:
             raise WorldChanged
         self.store_revision = max(self.store_revision, result.revision)
         return result.revision
+
+
+def _end_fact(record: RolloutRecord) -> Fact:
+    return Fact(
+        "rollout",
+        {
+            "outcome": record.state,
+            "rollout": record.rollout,
+            "rollout_kind": record.kind,
+            "policy_revision": record.policy_revision,
+            "shards_total": record.shards_total,
+            "shards_done": record.shards_done,
+            "create_time": record.create_time,
+            "end_time": record.end_time,
+        },
+    )

@@ -71,6 +71,8 @@ class World:
     resting: frozenset[tuple[str, int]] = frozenset()
     """Shards whose move failed a short while ago, and is not to be tried again yet."""
     limits: Limits = field(default_factory=Limits)
+    drained: frozenset[str] = frozenset()
+    """IDCs that are to be emptied: no shard has its first owner there, as long as the law leaves another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ def _first_steps(world: World) -> _FirstSteps:
     owners = {shard: known.record.owner for shard, known in world.shards.items()}
     waiting: dict[Step, list[tuple[str, int, str]]] = {step: [] for step in Step}
     unlawful: list[tuple[str, int, str]] = []
-    for (region_code, shard), owner in sorted(intended_owners(policy, owners).items()):
+    for (region_code, shard), owner in sorted(intended_owners(policy, owners, world.drained).items()):
         if region_code not in policy.regions:
             continue
         known = world.shards.get((region_code, shard))

@@ -162,6 +162,7 @@ class Controller:
         drivers.reconcile(shards)
         addresses = {idc: tuple(r.peer_address for r in them) for idc, them in self.follower.gateways.items()}
         await self.peers.keep_only({address for them in addresses.values() for address in them})
+        drained, actor.order_mod_revision = await self._orders.read_drained()
         world = World(
             table.policy,
             shards,
@@ -173,6 +174,7 @@ class Controller:
             troubles=drivers.troubles,
             resting=drivers.resting,
             limits=self.limits,
+            drained=drained,
         )
         turn = self._told(decide(world))
         try:

@@ -76,6 +76,17 @@ class Orders:
             return False
         return True
 
+    async def read_drained(self) -> tuple[frozenset[str], int]:
+        """IDCs that are to be emptied, and the revision of the newest order: no later one has changed that.
+
+        Raises:
+            EtcdError: etcd does not answer.
+        """
+        order, revision = await self._client.get_at(self._keys.last_order)
+        drained = await self._client.list(self._keys.drained, revision=revision)
+        idcs = frozenset(item.key.removeprefix(self._keys.drained) for item in drained.items)
+        return idcs, order.mod_revision if order is not None else 0
+
     def noted(self, record: RolloutRecord, mod_revision: int) -> None:
         """Takes in what this process has just written itself, ahead of its event."""
         known = self._rollouts.get(record.rollout)
