@@ -113,6 +113,7 @@ class _Reader:
         self._is_final = is_final
         self._slice_rows = FIRST_SLICE_ROWS
         self._layouts: Layouts | None = None
+        self._held: tuple[Connection, _Fence, Layouts] | None = None
 
     async def run(self, after_seq: int, after_time: datetime | None) -> None:
         """Reads everything; its error is the export's."""
@@ -127,6 +128,14 @@ class _Reader:
         await self._parts.put(None)
 
     async def _run(self, after_seq: int, after_time: datetime | None) -> None:
+        if not self._is_final:
+            await self._send_all(after_seq, after_time)
+            return
+        # A closed shard does not change any more, and writers wait: one snapshot for all of it.
+        async with self._slice() as self._held:
+            await self._send_all(after_seq, after_time)
+
+    async def _send_all(self, after_seq: int, after_time: datetime | None) -> None:
         async with self._slice() as (_, fence, layouts):
             self._layouts = layouts
         await self._put(Head(layouts.all, fence.last_seq))
@@ -192,6 +201,9 @@ class _Reader:
     @contextlib.asynccontextmanager
     async def _slice(self) -> AsyncGenerator[tuple[Connection, _Fence, Layouts]]:
         """A snapshot in which the fence lets the export pass, and the tables are as they were at its beginning."""
+        if self._held is not None:
+            yield self._held
+            return
         async with self._connections.take(is_urgent=self._is_final) as connection, transaction(connection, SNAPSHOT):
             fence = await self._look_at_fence(connection)
             layouts = await read_layouts(connection, self._shard_tables)

@@ -18,14 +18,16 @@ from rowstore.moving.connections import transaction
 from rowstore.moving.digest import add, digest_whole
 from rowstore.moving.layout import arrange, check_target, read_layouts
 from rowstore.moving.loading import Incoming, Loader
-from rowstore.moving.model import End, Head
+from rowstore.moving.model import Head
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from rowstore.database import Connection, Database
     from rowstore.moving.connections import MoveConnections
-    from rowstore.moving.model import ExportPart, ImportProgress, MoveStep, ShardDigest
+    from rowstore.moving.layout import Layouts
+    from rowstore.moving.model import ExportPart, ImportProgress, MoveStep
+    from rowstore.moving.progress import Progress
     from rowstore.tables import ShardTable
 
 
@@ -70,29 +72,46 @@ async def import_parts(
         raise RegiongateError("an export begins with its head")
     _check_end(head.last_seq, closed_at_seq)
     source = arrange(head.tables, shard_tables)
-    async with connections.take(is_urgent=is_final) as connection:
-        check_target(source, await read_layouts(connection, shard_tables))
-        progress = await progresses.find(connection, step)
-        if progress is None:
-            raise await progresses.stale(connection, step)
+    if is_final:
+        # Writers wait for it: one transaction for all that is left.
+        async with connections.take(is_urgent=True) as connection, transaction(connection):
+            progress = await _look(connection, step, source, head, shard_tables)
+            await progresses.lock(connection, step, progress)
+            loader, end = Loader(connection, step, source, progress), None
+            while end is None:
+                end = await loader.load(await incoming.take(), incoming)
+            _check_end(end.last_seq, closed_at_seq)
+            progress.copied_seq, progress.is_final, progress.last_time = end.last_seq, True, end.last_time
+            digest = add(progress.total, await digest_whole(connection, source, step.region_code, step.shard))
+            await progresses.save(connection, step, progress)
+        yield progress.told(is_done=True, digest=digest)
+        return
+    async with connections.take(is_urgent=False) as connection:
+        progress = await _look(connection, step, source, head, shard_tables)
+    end = None
+    while end is None:
+        part = await incoming.take()
+        async with connections.take(is_urgent=False) as connection, transaction(connection):
+            await progresses.lock(connection, step, progress)
+            end = await Loader(connection, step, source, progress).load(part, incoming)
+            if end is not None:
+                progress.copied_seq = end.last_seq
+            await progresses.save(connection, step, progress)
+        yield progress.told(is_done=end is not None)
+
+
+async def _look(
+    connection: Connection, step: MoveStep, source: Layouts, head: Head, shard_tables: Sequence[ShardTable]
+) -> Progress:
+    """How far the import is, if the tables fit."""
+    check_target(source, await read_layouts(connection, shard_tables))
+    progress = await progresses.find(connection, step)
+    if progress is None:
+        raise await progresses.stale(connection, step)
     progress.source_seq = max(progress.source_seq, head.last_seq)
     if progress.first_pass_seq is None:
         progress.first_pass_seq = head.last_seq
-    end: End | None = None
-    while end is None:
-        part = await incoming.take()
-        async with connections.take(is_urgent=is_final) as connection, transaction(connection):
-            await progresses.lock(connection, step, progress)
-            end = await Loader(connection, step, source, progress).load(part, incoming)
-            digest: ShardDigest | None = None
-            if end is not None:
-                _check_end(end.last_seq, closed_at_seq)
-                progress.copied_seq, progress.is_final = end.last_seq, is_final
-                if is_final:
-                    progress.last_time = end.last_time
-                    digest = add(progress.total, await digest_whole(connection, source, step.region_code, step.shard))
-            await progresses.save(connection, step, progress)
-        yield progress.told(is_done=end is not None, digest=digest)
+    return progress
 
 
 def _check_end(last_seq: int, closed_at_seq: int | None) -> None:
