@@ -103,6 +103,19 @@ async def test_crossings_are_counted_once_where_they_enter_and_home_traffic_neve
         }
 
 
+async def test_a_law_and_the_end_of_its_rollout_are_in_the_trail(etcd, postgres_server):
+    async with running_site(etcd.endpoint, postgres_server) as site:
+        async with EtcdClient(EtcdSettings((site.etcd_endpoint,))) as client:
+            entries = []
+            async with asyncio.timeout(15):
+                while len(entries) < 2:
+                    entries = (await AuditChain(client, Keys(site.cluster)).read(1, 1000)).entries
+        law, end = entries
+        assert (law.kind, law.content["revision"], law.content["rollout"]) == ("policy", 1, "r00000001")
+        assert (end.kind, end.content["outcome"], end.content["rollout"]) == ("rollout", "done", "r00000001")
+        assert end.content["shards_done"] == end.content["shards_total"] == 12
+
+
 async def test_crossings_are_recorded_at_intervals_while_the_gateway_runs(etcd, postgres_server):
     often = {"audit_interval": timedelta(seconds=1)}
     async with running_site(etcd.endpoint, postgres_server, options=lambda _: often) as site:
