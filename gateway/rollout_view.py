@@ -126,7 +126,8 @@ class RolloutView:
         if owner == planned.target:
             return move_message(planned, DONE, record)
         if not self._is_wanted(planned):
-            return move_message(planned, CALLED_OFF, record, self.record.note if self.record.is_ended else "")
+            is_superseded = self.record.state == "superseded"
+            return move_message(planned, CALLED_OFF, record, self.record.note if is_superseded else "")
         return move_message(planned, WAITING, record)
 
     def _owner(self, shard: Shard) -> str:

@@ -37,19 +37,17 @@ class DrainPlan:
 
 
 def plan_drain(policy: Policy, standing: Standing, idc: str) -> DrainPlan:
-    """Plans to empty an IDC, with the fewest moves; what is meant to be elsewhere already stays so."""
+    """Plans to empty an IDC, with the fewest moves; no shard is touched that is neither there nor on its way there.
+
+    But a rollout that has such a shard is taken over whole, with its other moves as they are.
+    """
     standing = replace(standing, drained=standing.drained | {idc})
     meant, stuck = targets(policy, standing, policy)
-    moves = moves_to(standing, meant, policy)
-    ordered = {shard: (it.rollout, it.move.target) for shard, it in standing.wanted.items()}
-    planned = {move.key: move for move in moves}
-    superseded = frozenset(
-        rollout
-        for shard, (rollout, target) in ordered.items()
-        if idc in (target, standing.owners[shard]) or shard not in planned or planned[shard].to_idc != target
-    )
-    others = {shard for shard, (rollout, _) in ordered.items() if rollout not in superseded}
-    mine = tuple(move for move in moves if move.key not in others)
+    concerned = {shard for shard, owner in standing.owners.items() if owner == idc}
+    concerned |= {shard for shard, wanted in standing.wanted.items() if wanted.move.target == idc}
+    superseded = frozenset(wanted.rollout for shard, wanted in standing.wanted.items() if shard in concerned)
+    concerned |= {shard for shard, wanted in standing.wanted.items() if wanted.rollout in superseded}
+    mine = tuple(move for move in moves_to(standing, meant, policy) if move.key in concerned)
     return DrainPlan(mine, superseded, _stuck(policy, meant, stuck, standing, idc))
 
 

@@ -184,7 +184,7 @@ class Orders:
             if known.record.state not in before:
                 raise IllegalMove(f"rollout {rollout} is {known.record.state}, not {join(before, 'or')}")
             key = self._keys.rollout(rollout)
-            record = replace(known.record, state=state, note=f"{state}, by order of {author or 'nobody named'}")
+            record = replace(known.record, state=state, note=f"{state} by order{f' of {author}' if author else ''}")
             fact = Fact("rollout", {"order": state, "rollout": rollout, "author": author})
             change = _Change(fact, [put_op(key, record.encode())], [compare_mod_revision(key, known.mod_revision)])
             return (record, snapshot), change

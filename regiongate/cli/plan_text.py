@@ -54,21 +54,29 @@ def _holdings(changes: Iterable[pb.HoldingChange]) -> list[str]:
 
 
 def _assigned(changes: Iterable[pb.ShardChange]) -> list[str]:
-    counts: dict[tuple[str, str], int] = {}
-    for change in changes:
-        counts[change.region_code, change.to_idc] = counts.get((change.region_code, change.to_idc), 0) + 1
-    return [f"assigned: {counted(count)} of {code} to {idc}" for (code, idc), count in sorted(counts.items())]
+    return [f"assigned: {what} to {mine[0].to_idc}" for what, mine in _grouped(changes)]
 
 
 def _moved(changes: Iterable[pb.ShardChange]) -> list[str]:
-    groups: dict[tuple[bool, str, str, str], list[pb.ShardChange]] = {}
-    for change in changes:
-        kind = (not change.required_by_law, change.region_code, change.from_idc, change.to_idc)
-        groups.setdefault(kind, []).append(change)
     return [
-        f"moved: {counted(len(mine))} of {code} from {source} to {target}{size_text(mine)}"
-        + ("" if is_free else " (the law demands it)")
-        for (is_free, code, source, target), mine in sorted(groups.items())
+        f"moved: {what} from {mine[0].from_idc} to {mine[0].to_idc}{size_text(mine)}"
+        + (" (the law demands it)" if mine[0].required_by_law else "")
+        for what, mine in _grouped(changes)
+    ]
+
+
+def _grouped(changes: Iterable[pb.ShardChange]) -> list[tuple[str, list[pb.ShardChange]]]:
+    """The changes by RegionCode and pair of IDCs, or by pair alone where that would be too many lines."""
+    codes: dict[tuple[bool, str, str, str], list[pb.ShardChange]] = {}
+    pairs: dict[tuple[bool, str, str], list[pb.ShardChange]] = {}
+    for change in changes:
+        pair = (not change.required_by_law, change.from_idc, change.to_idc)
+        codes.setdefault((pair[0], change.region_code, *pair[1:]), []).append(change)
+        pairs.setdefault(pair, []).append(change)
+    groups = codes if len(codes) <= SHOWN_LINES else pairs
+    return [
+        (f"{counted(len(mine))} of {shorten({change.region_code for change in mine})}", mine)
+        for _, mine in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

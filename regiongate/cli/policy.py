@@ -169,7 +169,6 @@ def rollback(
         author=author_or_login(author),
         message=message or f"rollback to {name}",
         parent=current.revision,
-        plan_fingerprint=answer.fingerprint,
     )
     _apply(entry, request, wait=wait, output=output)
 

@@ -117,6 +117,8 @@ def cancel(
         return
     by_law = sum(move.required_by_law for move in answer.going_on)
     say(f"rollout {rollout} is being cancelled")
+    if answer.rollout.kind == "drain":
+        say("the IDC stays drained, so the next policy moves its shards; `regiongate idc undrain NAME` ends that")
     if answer.going_on:
         say(
             f"{counted(len(answer.going_on), 'move')} will go on: {by_law} because the law demands it, "

@@ -59,6 +59,7 @@ class Progress:
         """Takes a message in; returns the lines that it is worth."""
         known, self.rollout = self.rollout, rollout
         lines: list[str] = []
+        never_begun = 0
         self.news += known is None or (known.state, known.shards_done) != (rollout.state, rollout.shards_done)
         for move in rollout.moves:
             key = move.region_code, move.shard
@@ -66,9 +67,16 @@ class Progress:
             self._moves[key] = move
             if move.phase in ("done", "called off") and key not in self._told:
                 self._told.add(key)
-                lines.append(end_text(move))
+                if move.phase == "called off" and not move.attempt:
+                    never_begun += 1
+                else:
+                    lines.append(end_text(move))
             elif move.phase not in AT_REST:
                 self._told.discard(key)
+        if never_begun:
+            lines.append(
+                f"{counted(never_begun, 'move')} called off before {'it' if never_begun == 1 else 'they'} began"
+            )
         stage = self._stage()
         if stage not in self._stages and not self.is_ended:  # its end is told by who follows it
             self._stages.add(stage)
@@ -93,7 +101,8 @@ class Progress:
             return "deletes what its moves have left behind"
         if any(move.phase == "waiting" for move in self._moves.values()):
             return f"has {counted(sum(move.phase == 'waiting' for move in self._moves.values()))} to move"
-        return "gives shards their first owners" if rollout.shards_done < rollout.shards_total else "comes to its end"
+        is_assigning = rollout.shards_done < rollout.shards_total - len(self._moves)
+        return "gives shards their first owners" if is_assigning else "comes to its end"
 
 
 def end_text(move: pb.ShardMove) -> str:

@@ -67,6 +67,15 @@ async def test_a_change_of_access_rules_leaves_a_running_rollout_alone(cluster, 
     assert (await cluster.store.rollout(moving.rollout)).state == "running"
 
 
+async def test_a_policy_that_wants_the_shards_where_they_are_ends_the_moves_under_way(cluster, orders):
+    moving = await cluster.apply(EU_TO_SG)
+    back = await cluster.apply(POLICY)
+    assert (await cluster.store.rollout(moving.rollout)).state == "superseded"
+    record = await cluster.store.rollout(back.rollout)
+    assert (record.state, record.shards_total, record.note) == ("running", 0, "nothing is to be moved any more")
+    assert (await plan_of(cluster, back.rollout)).moves == ()
+
+
 async def test_a_policy_that_follows_before_the_first_owners_are_there_assigns_by_the_new_weights(cluster):
     await cluster.apply()
     applied = await cluster.apply(OTHER_WEIGHTS)
@@ -216,6 +225,13 @@ async def test_draining_takes_over_what_moves_from_or_to_the_idc_and_leaves_the_
     states = {record.rollout: record.state for record in await cluster.store.rollouts()}
     assert states[towards.rollout] == states[leaving.rollout] == "superseded"
     assert {(move.region_code, move.shard) for move in drained.moved} == {("DE", 0), ("DE", 1), ("FR", 1)}
+
+
+async def test_draining_touches_nothing_that_nobody_asked_for(cluster, orders):
+    drained = await orders.drain_idc("ams", ADA)
+    await orders.cancel(drained.rollout, "ada")
+    await end_rollout(cluster, await cluster.store.rollout(drained.rollout), "cancelled")
+    assert (await orders.drain_idc("sin", ADA)).moved == ()
 
 
 async def test_the_last_idc_that_may_hold_a_region_code_is_told_so_when_all_are_drained(cluster, orders):
