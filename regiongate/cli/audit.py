@@ -93,7 +93,8 @@ def verify(
         typer.echo("policy revisions and the end of the trail: not checked, since only the policy store can tell")
     else:
         typer.echo(f"policy revisions: {len(revisions)}, all as they were recorded")
-    typer.echo(f"anchors: {len(anchor or [])}, all met")
+    if anchor:
+        typer.echo(f"anchors: {len(anchor)}, all met")
     typer.echo(f"head: {head}")
     say("note the head where nobody can change it, and give it to a later check as --anchor", "dim")
 

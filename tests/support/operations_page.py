@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 
 # They register what they count.
 import gateway.call_metrics
+import gateway.crossings
 import gateway.metrics
 import policy.metrics
 from gateway.settings import GatewaySettings
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from runtime.config import Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-METRIC_MODULES = (gateway.call_metrics, gateway.metrics, policy.metrics)
+METRIC_MODULES = (gateway.call_metrics, gateway.crossings, gateway.metrics, policy.metrics)
 
 
 def tables() -> dict[str, str]:
