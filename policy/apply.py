@@ -218,9 +218,11 @@ def _records(draft: Draft, prepared: Prepared) -> tuple[PolicyRevision, RolloutR
     parent, plan = prepared.snapshot.base.revision, prepared.plan
     now = datetime.now(UTC).isoformat()
     rollout = None
-    if plan.assigned or plan.moved:
+    # Moves under way must not go on by an older plan, also when the new one has none.
+    if plan.is_new:
         parts = ((len(plan.assigned), "for their first owner"), (len(plan.moved), "to be moved"))
-        note = f"shards wait: {', '.join(f'{count} {what}' for count, what in parts if count)}"
+        waiting = ", ".join(f"{count} {what}" for count, what in parts if count)
+        note = f"shards wait: {waiting}" if waiting else "nothing is to be moved any more"
         rollout = RolloutRecord(
             rollout=f"r{parent + 1:08d}",
             policy_revision=parent + 1,

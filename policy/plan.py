@@ -67,6 +67,8 @@ class Plan:
     access_changes: tuple[AccessChange, ...]
     holding_changes: tuple[HoldingChange, ...]
     findings: tuple[Finding, ...]
+    is_new: bool = True
+    """Whether anything would happen that is not happening already; also that moves under way are called off."""
 
     @property
     def is_possible(self) -> bool:
@@ -108,7 +110,8 @@ def make_plan(
         *(("SCHEMA_CHANGE", message, path) for path, message in schema.refused),
     ]
     assigned, moved = _moves(standing, meant, new)
-    if not _is_new(standing, before, assigned, moved):
+    is_new = _is_new(standing, before, assigned, moved)
+    if not is_new:
         assigned, moved = (), ()
     return Plan(
         assigned=assigned,
@@ -120,6 +123,7 @@ def make_plan(
             *(_finding(*problem, loaded) for problem in problems),
             *(_finding(*problem, loaded, Severity.WARNING) for problem in _staying(stuck, new)),
         ),
+        is_new=is_new,
     )
 
 
