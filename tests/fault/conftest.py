@@ -42,9 +42,7 @@ async def moves(shared_moves: MoveStack) -> AsyncIterator[MoveStack]:
     """The stack: whole, at rest, all shards of DE in one IDC; at the end all is where it may be."""
     await shared_moves.heal()
     if not await shared_moves.is_in_one_place():
-        async with shared_moves.controller():
-            await shared_moves.order("fra")
-            await shared_moves.rest()
+        await shared_moves.gather()
     yield shared_moves
     await shared_moves.heal()
     await shared_moves.check_rest()

@@ -5,8 +5,8 @@ what writes the switch, in its own process, and then becomes the controller as `
 
 A point is `before`, `during` (an import's first answer) or `after`, a step's name, and a shard, as in
 `after CloseShard DE/3`. Steps are those of the ShardService, `ImportLast` for the import from a closed source, and
-`Switch`. The points come as arguments. Told on stdout: `held POINT`. On stdin: `go POINT`, or `hold POINT` for one
-more. A point that begins with `freeze` holds the whole process in the same way: nothing else of it goes on either.
+`Switch`. The points come as arguments. Told on stdout: `held POINT`, `passed POINT`. On stdin: `go POINT`, or `hold
+POINT` for one more. A point that begins with `freeze` holds the whole process: nothing else of it goes on either.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Stops:
             gate = self._gates[wanted]
             if wanted.startswith(FREEZE):
                 gate.wait()
-                continue
             while not gate.is_set():  # noqa: ASYNC110 (the event is set by another thread)
                 await asyncio.sleep(0.005)
+            tell(f"passed {wanted}")
 
 
 STOPS = Stops()

@@ -43,6 +43,11 @@ class SteeredController:
             raise AssertionError(f"it does not come to {sorted(wanted - self._seen)}") from None
         assert wanted <= self._seen, f"it has ended with {self.process.returncode}"
 
+    @property
+    def passed(self) -> set[str]:
+        """The points that it has gone on from."""
+        return {line.removeprefix("passed ") for line in self._seen if line.startswith("passed ")}
+
     def hold(self, point: str) -> None:
         """Stop there, too."""
         self.points.append(point)

@@ -6,10 +6,13 @@ a stack that the next one can use: at rest, all in one place.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import TYPE_CHECKING, NamedTuple
 
 import regiongate
@@ -55,6 +58,10 @@ _SHARD_TABLES = """
 SELECT table_name FROM information_schema.columns
 WHERE table_schema = 'public' AND column_name IN ('region_code', 'shard')
 GROUP BY table_name HAVING count(*) = 2
+"""
+_TAKE_SEQS = """
+UPDATE shard_fences SET last_seq = last_seq + $2, last_time = now() WHERE region_code = 'DE' AND shard = $1
+RETURNING last_seq
 """
 
 
@@ -103,6 +110,26 @@ class MoveStack(LawStack):
     async def _is_other(self, name: str, pid: int) -> bool:
         return self.stack.pid(name) != pid
 
+    @asynccontextmanager
+    async def asleep(self, name: str) -> AsyncIterator[None]:
+        """A process of the stack sleeps."""
+        self.stack.signal(name, SIGSTOP)
+        try:
+            yield
+        finally:
+            self.stack.signal(name, SIGCONT)
+
+    @asynccontextmanager
+    async def down(self, name: str) -> AsyncIterator[None]:
+        """A process of the stack is dead, and stays so for the block: who would start it again sleeps."""
+        self.stack.process.send_signal(SIGSTOP)
+        try:
+            pid = self.kill(name)
+            yield
+        finally:
+            self.stack.process.send_signal(SIGCONT)
+        await self.wait_back(name, pid)
+
     async def heal(self, seconds: float = PATIENCE) -> None:
         """Waits until every gateway can do all of its work."""
         for idc in IDCS:
@@ -136,6 +163,17 @@ class MoveStack(LawStack):
         """Whether every shard rests, and all of DE in one IDC."""
         records = await self.shard_records()
         return await self._is_at_rest() and len({it.owner for (code, _), it in records.items() if code == "DE"}) == 1
+
+    async def gather(self) -> None:
+        """Brings all shards of DE to where most of them are."""
+        async with self.controller():
+            await self.rest()
+            records = await self.shard_records()
+            home = Counter(record.owner for (code, _), record in records.items() if code == "DE").most_common(1)[0][0]
+            for (code, shard), record in records.items():
+                if code == "DE" and record.owner != home:
+                    await self.move_shard(shard, home)
+            await self.rest()
 
     async def ends(self) -> tuple[str, str]:
         """Where all shards of DE are, and where they are not."""
@@ -202,8 +240,9 @@ class MoveStack(LawStack):
         found: list[Stored] = []
         for idc in IDCS:
             fences = await self.fence_rows(idc)
+            assert fences.keys() <= records.keys(), "a fence of a shard that nobody knows"
             for shard, record in records.items():
-                fence = fences.pop(shard, None)
+                fence = fences.get(shard)
                 if record.owner == idc:
                     assert fence is not None, (shard, "has no fence at its owner")
                     assert (fence.mode, fence.epoch) == ("serving", record.epoch), (shard, idc, fence, record)
@@ -211,16 +250,33 @@ class MoveStack(LawStack):
                     # A move that was called off has closed its target at the epoch that it would have had.
                     assert fence is None or (fence.mode == "closed" and fence.epoch <= record.epoch + 1), (shard, fence)
                     assert fence is None or fence.attempt <= record.attempt, (shard, fence)
-            assert not fences, f"fences of shards that nobody knows: {fences}"
             for shard, count in (await self.counts(idc)).items():
                 assert records[shard].owner == idc, f"{count} rows of {shard} are left in {idc}"
             rows = await self.rows(idc)
             for row in rows:
                 assert shard_of(row.key, SHARDS if row.region_code == "DE" else 2) == row.shard
-                assert fences_hold(await self.fence_rows(idc), row), f"{row.shard} has a row beyond its fence"
+                assert row.seq <= fences[row.region_code, row.shard].last_seq, f"a row beyond the fence of {row.shard}"
             found += rows
         assert len({(row.region_code, row.key) for row in found}) == len(found), "a row lies in two IDCs"
         return found
+
+    async def fill(self, idc: str, shard: int, rows: int) -> None:
+        """Puts many rows into one shard of DE, straight into the database of its owner."""
+        keys = itertools.islice(
+            (key for key in map("bulk-{}".format, itertools.count()) if shard_of(key, SHARDS) == shard), rows
+        )
+        async with self.database(idc) as connection, connection.transaction():
+            last = await connection.fetchval(_TAKE_SEQS, shard, rows)
+            now = datetime.now(UTC)
+            records = (("DE", key, shard, last - rows + n, now, False, "b" * 100, n) for n, key in enumerate(keys, 1))
+            columns = ("region_code", "key", "shard", "seq", "update_time", "deleted", "name", "spend")
+            await connection.copy_records_to_table("rows_customers", records=records, columns=columns)
+
+    async def clear(self, shard: int) -> None:
+        """Takes those rows away, wherever they are."""
+        for idc in IDCS:
+            async with self.database(idc) as connection:
+                await connection.execute("DELETE FROM rows_customers WHERE shard = $1 AND key LIKE 'bulk-%'", shard)
 
     # ---- load -------------------------------------------------------------------------------------------------------
 
@@ -228,12 +284,17 @@ class MoveStack(LawStack):
     async def load(
         self, name: str, *, doors: Sequence[str] = ("fra", "ams", "sin"), workers: int = 12, per_shard: int = 2
     ) -> AsyncIterator[Workload]:
-        """Reads and writes of every shard through gateways of all IDCs, judged at the end: laws L1 to L4."""
+        """Reads and writes of every shard, judged at the end: laws L1 to L4.
+
+        `doors` are IDCs, or addresses of gateways.
+        """
         keys = [("DE", key) for key in keys_of(name, per_shard)]
         async with AsyncExitStack() as stack:
             clients = [
-                await stack.enter_async_context(regiongate.connect(self.stack.gateway(idc), purpose="billing"))
-                for idc in doors
+                await stack.enter_async_context(
+                    regiongate.connect(self.stack.gateway(door) if door in IDCS else door, purpose="billing")
+                )
+                for door in doors
             ]
             workload = Workload(clients, keys, workers=workers, timeout=30, seed=len(name))
             async with under_load(workload):
@@ -244,11 +305,6 @@ class MoveStack(LawStack):
         rows = await self.check_rest()
         assert not workload.violations()
         check_stored(workload, rows)
-
-
-def fences_hold(fences: dict[tuple[str, int], FenceRow], row: Stored) -> bool:
-    """Whether the row's version is one that its shard has given out."""
-    return row.seq <= fences[row.region_code, row.shard].last_seq
 
 
 def keys_of(name: str, per_shard: int) -> list[str]:

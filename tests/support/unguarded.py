@@ -111,6 +111,26 @@ def owners_judgement() -> None:
     take(judge, "_decide", trusting)
 
 
+def attempts() -> None:
+    """Law L2: a fence obeys a step of a move that was called off."""
+    from rowstore.moving import fence_steps
+
+    for name in ("_DRAIN", "_CLOSE"):
+        statement: str = getattr(fence_steps, name)
+        assert "f.attempt = $4" in statement
+        take(fence_steps, name, statement.replace("f.attempt = $4", "f.attempt >= 0 * $4::bigint"))
+
+
+def switch() -> None:
+    """Law L2: an owner is switched without looking whether the rollout still wants it."""
+    from policy.controller.ledger import Ledger
+
+    async def unasked(ledger: Ledger, before: Any, after: Any, _wanted: Any, puts: Any, **changes: Any) -> None:
+        await ledger.write(before, after, (), puts, **changes)
+
+    take(Ledger, "write_guarded", unasked)
+
+
 GUARDS: Mapping[str, Callable[[], None]] = {
     "fence": fence,
     "requests": requests,
@@ -119,6 +139,8 @@ GUARDS: Mapping[str, Callable[[], None]] = {
     "beginning": beginning,
     "withholding": withholding,
     "owners-judgement": owners_judgement,
+    "attempts": attempts,
+    "switch": switch,
     "nothing": lambda: None,
 }
 
