@@ -17,6 +17,7 @@ from gateway.move_checks import Step, check_target, step_of
 from gateway.shard_moves import timed
 from gateway.values import read_time
 from rowstore.moving.model import SliceEnd
+from runtime.telemetry.tracing import REGION_CODE, ROWS
 
 if TYPE_CHECKING:
     from gateway.move_checks import MoveChecks
@@ -65,6 +66,7 @@ class ShardExports:
                         size += len(part)
                     elif isinstance(part, SliceEnd):
                         rows += part.digest.rows
+        call.describe({REGION_CODE: move.region_code, ROWS: rows})
         metrics.STEP_ROWS.labels(step.value).inc(rows)
         metrics.STEP_BYTES.labels(step.value).inc(size)
         log.info(

@@ -23,7 +23,9 @@ from gateway.move_checks import Step, step_of
 from gateway.shard_moves import timed
 from policy.errors import DeadlineExceeded, DigestMismatch, LimitReached, PeerUnreachable, RegiongateError, Unavailable
 from regiongate.v1 import shard_service_pb2 as pb
+from rowstore.moving.exporting import NEARLY
 from rowstore.moving.model import ImportProgress
+from runtime.telemetry.tracing import REGION_CODE, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -45,6 +47,9 @@ MAX_FAILURES: Final = 6
 """In a row, without any progress between."""
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+
+MAX_EXPORTS: Final = 10
+"""That one import takes in, one after the other."""
 
 _PASSING: Final = (Unavailable, DeadlineExceeded, LimitReached, DigestMismatch)
 """What another try may mend: a slice whose digest differs did not arrive as it was sent, and was not kept."""
@@ -108,6 +113,7 @@ class ShardImports:
             began = perf_counter()
             async with self._alone(this):
                 await self._follow(this)
+        call.describe({REGION_CODE: move.region_code, ROWS: this.latest.rows_copied})
         log.info(
             "imported",
             step=this.step.value,
@@ -157,7 +163,22 @@ class ShardImports:
                 await asyncio.wait((pulling,))
 
     async def _pull(self, this: _Import) -> ImportProgress:
-        """Tries until the import is done, or too much has failed in a row."""
+        """Imports until little has changed at the source while the last export was loaded.
+
+        The source ends an export by what it has sent, and that takes its time to arrive. While the source serves on,
+        another export brings what has come meanwhile; otherwise all of that would be left for when writes are held.
+        """
+        state, carried = this.latest, 0
+        for _ in range(MAX_EXPORTS):
+            before, previous = state.copied_seq, carried
+            state = await self._pull_once(this)
+            carried = state.copied_seq - before
+            if this.closed_at_seq is not None or carried <= NEARLY or 0 < previous <= carried:
+                break
+        return state
+
+    async def _pull_once(self, this: _Import) -> ImportProgress:
+        """Tries until one export is loaded, or too much has failed in a row."""
         while True:
             before = this.latest
             try:

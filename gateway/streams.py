@@ -18,7 +18,7 @@ from policy.errors import DeadlineExceeded, RegiongateError, Unavailable
 from runtime.telemetry.tracing import set_failed, traceparent_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     import grpc.aio
 
@@ -46,6 +46,11 @@ class StreamCall(Generic[Response]):
         """Its deadline is the caller's, or what a short call may take: for what comes before the first message."""
         self.span = span
         self._grpc = grpc_context
+
+    def describe(self, attributes: Mapping[str, str | int]) -> None:
+        """Says in its span what it is about."""
+        if self.span is not None:
+            self.span.set_attributes(dict(attributes))
 
     async def send(self, message: Response) -> None:
         """Sends a message; raises `DeadlineExceeded` when the other side takes none for too long."""

@@ -18,9 +18,9 @@ from regiongate.v1 import row_service_pb2 as rows_pb
 from regiongate.v1 import shard_service_pb2 as pb
 from regiongate.v1 import types_pb2
 from runtime.etcd import EtcdClient, EtcdSettings
-from tests.support.gateways import EUROPE, Site, refusal, running_gateway, running_site, until
+from runtime.telemetry.spans import read_spans
+from tests.support.gateways import EUROPE, Site, refusal, running_site
 from tests.support.hand_moves import HandMove, stored
-from tests.support.tcp_proxy import TcpProxy
 from tests.support.workload import Workload, under_load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -121,15 +121,15 @@ async def _write_bare(
 
 async def test_a_listing_goes_on_over_a_move_that_is_called_off(site: Site, client: EtcdClient):
     shard = 1
-    await fill(site, shard, 5)
+    await fill(site, shard, 5, "listed")
     moving = a_move(site, client, shard)
     await moving.start()
     await moving.copy()
     await moving.drain()
     await moving.seen(Phase.DRAINING)
-    request = rows_pb.ListRowsRequest(dataset="customers", region_code="DE", page_size=1000)
+    request = rows_pb.ListRowsRequest(dataset="customers", region_code="DE", filter='name = "listed"')
     before = (await site["fra"].rows.ListRows(request, timeout=5)).rows
-    assert set(keys_in(shard, 5)) <= {row.key.string_key for row in before}
+    assert set(keys_in(shard, 5)) == {row.key.string_key for row in before}
     await moving.close()
     listing = asyncio.ensure_future(site["fra"].rows.ListRows(request, timeout=10))
     held = asyncio.ensure_future(_put(site, moving.source, keys_in(shard, 1)[0]))
@@ -197,3 +197,31 @@ async def test_how_much_there_is_of_shards_is_told(site: Site):
     shards = [pb.ShardRef(region_code="DE", shard=3, epoch=owner.epoch)]
     (size,) = (await site[owner.idc].shards.MeasureShards(pb.MeasureShardsRequest(shards=shards), timeout=5)).sizes
     assert (size.region_code, size.shard, size.rows) == ("DE", 3, 40)
+
+
+async def test_a_copy_is_one_trace_from_the_controller_over_the_target_to_the_source(etcd, postgres_server, tmp_path):
+    traced = {"trace_sample_ratio": 1.0, "trace_directory": str(tmp_path)}
+    options = {idc: traced | {"gateway": f"{idc}-1"} for idc in ("fra", "ams")}
+    async with (
+        running_site(
+            etcd.endpoint,
+            postgres_server,
+            "fra",
+            "ams",
+            policy=EUROPE,
+            options=options.__getitem__,
+            has_controller=False,
+        ) as site,
+        EtcdClient(EtcdSettings((site.etcd_endpoint,))) as client,
+    ):
+        moving = a_move(site, client, 0)
+        await moving.start()
+        metadata = (("traceparent", f"00-{'7' * 32}-{'1' * 16}-01"),)
+        request = pb.ImportShardRequest(move=moving.reference)
+        call = site[moving.target].shards.ImportShard(request, metadata=metadata)
+        assert [message async for message in call][-1].is_done
+    spans = {span.name: span for span in read_spans(tmp_path) if span.trace_id == "7" * 32}
+    assert spans["ImportShard"].attributes["regiongate.idc"] == moving.target
+    assert spans["ExportShard"].attributes["regiongate.idc"] == moving.source
+    assert spans["ExportShard"].attributes["regiongate.region_code"] == "DE"
+    assert spans["ExportShard"].parent_id == spans["ImportShard"].span_id

@@ -220,12 +220,6 @@ REFUSED = {
     "unparsable": ("version: 1\nidcs: {fra: [", {}, INVALID, "POLICY_REJECTED"),
     "contradictory": (CONTRADICTORY, {}, INVALID, "POLICY_REJECTED"),
     "leaves a used region uncovered": (UNCOVERED, {}, INVALID, "POLICY_REJECTED"),
-    "would move shards": (
-        POLICY.replace("{fra: 50, ams: 50}", "{fra: 100}"),
-        {},
-        "FAILED_PRECONDITION",
-        "ILLEGAL_MOVE",
-    ),
     "another parent": (POLICY, {"parent": 7}, "ABORTED", "REVISION_CONFLICT"),
 }
 

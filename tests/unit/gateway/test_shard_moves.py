@@ -131,6 +131,9 @@ class HandCall:
     async def send(self, message) -> None:
         self.sent.append(message)
 
+    def describe(self, attributes) -> None:
+        pass
+
 
 class Side:
     """One IDC's gateway."""
