@@ -9,6 +9,7 @@ import pytest
 from policy.controller.act import Actor, WorldChanged
 from policy.controller.decide import World, decide
 from policy.controller.loop import Controller
+from policy.controller.orders import Orders
 from policy.controller.peers import PeerCalls
 from policy.follower import Follower
 from policy.records import GatewayRecord, RolloutRecord, ShardRecord
@@ -129,11 +130,13 @@ async def test_law_l2_a_deposed_controller_that_wakes_up_changes_nothing(etcd, c
         assert new.is_leader
         peers = PeerCalls(None, 1.0)
         with pytest.raises(WorldChanged):
-            await Actor(cluster.client, cluster.keys, old, peers=peers, orders=it._orders).perform(
-                turn.actions, {}, it.follower.policy_mod_revision
-            )
+            await Actor(
+                cluster.client, cluster.keys, old, peers=peers, orders=Orders(cluster.client, cluster.keys)
+            ).perform(turn.actions, {}, it.follower.policy_mod_revision)
         assert await shards_of(cluster) == {}
-        await Actor(cluster.client, cluster.keys, new, peers=peers, orders=it._orders).perform(turn.actions, {}, it.follower.policy_mod_revision)
+        await Actor(
+            cluster.client, cluster.keys, new, peers=peers, orders=Orders(cluster.client, cluster.keys)
+        ).perform(turn.actions, {}, it.follower.policy_mod_revision)
         assert len(await shards_of(cluster)) == 16
 
 
@@ -148,7 +151,11 @@ async def test_law_l1_an_assignment_decided_by_an_older_policy_changes_nothing(e
         leadership = await Election(cluster.client, cluster.keys.controller_election, b"it").campaign(lease)
         await cluster.apply(WITHOUT_SUPPORT)
         with pytest.raises(WorldChanged):
-            await Actor(cluster.client, cluster.keys, leadership, peers=PeerCalls(None, 1.0), orders=it._orders).perform(
-                turn.actions, {}, decided_by
-            )
+            await Actor(
+                cluster.client,
+                cluster.keys,
+                leadership,
+                peers=PeerCalls(None, 1.0),
+                orders=Orders(cluster.client, cluster.keys),
+            ).perform(turn.actions, {}, decided_by)
         assert await shards_of(cluster) == {}
