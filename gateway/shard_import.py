@@ -156,7 +156,8 @@ class ShardImports:
                     break
                 if this.latest != told or perf_counter() - told_at >= BEAT_SECONDS:
                     told, told_at = this.latest, perf_counter()
-                    await this.call.send(_message(told))
+                    # Done is what an export was asked for; whether the import is, its end tells.
+                    await this.call.send(_message(told._replace(is_done=False, digest=None)))
             await this.call.send(_message(pulling.result()))
         finally:
             if pulling.cancel():

@@ -353,6 +353,31 @@ async def test_what_fails_for_a_while_is_begun_again_and_what_fails_for_good_is_
         await side.take(Step.IMPORT)
 
 
+async def test_an_import_goes_on_while_much_changes_and_says_that_it_is_done_only_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(shard_import, "TELL_SECONDS", 0.0)
+    side, call = Side("lon", WAY[Phase.COPYING]), HandCall()
+    side.mover.loaded = [None] * 1000  # as many changes as one export carries
+
+    async def begin_import(_):
+        told = len(call.sent)
+        if len(side.mover.loaded) > 1000:
+            await until(lambda: len(call.sent) > told)
+        return ImportProgress(len(side.mover.loaded), None, 9, len(side.mover.loaded), 0)
+
+    async def import_parts(_step, parts, **_):
+        side.mover.loaded += [None] * (await anext(parts)).last_seq
+        yield ImportProgress(len(side.mover.loaded), None, 9, len(side.mover.loaded), 0, is_done=True)
+
+    side.mover.begin_import, side.mover.import_parts = begin_import, import_parts
+    for carried in (4000, 2000, 100):
+        side.source.parts.put_nowait(End(carried, None))
+    await side.imports.run(pb.ImportShardRequest(move=reference()), call)
+    assert len(side.mover.loaded) == 7100
+    assert [message.is_done for message in call.sent] == [False] * (len(call.sent) - 1) + [True]
+
+
 async def test_an_import_that_does_not_get_on_is_given_up_after_a_number_of_tries():
     side = Side("lon", WAY[Phase.COPYING])
     side.mover.failures = [DatabaseUnavailable("away")] * 20
