@@ -62,7 +62,7 @@ def judge(policy: Policy, places: Sequence[Place], stored: Mapping[str, Mapping[
     for idc, counter in placement.rows.items():
         for region_code, count in sorted(counter.items()):
             residency = policy.regions.get(region_code)
-            if residency is None or policy.idcs[idc] not in residency.jurisdictions:
+            if residency is None or policy.idcs.get(idc) not in residency.jurisdictions:
                 placement.wrong.append(f"{count} rows of {region_code} lie in {idc}, where its law forbids them")
     found: Counter[str] = Counter()
     tags: dict[str, str] = {}

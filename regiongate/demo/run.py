@@ -10,51 +10,32 @@ import asyncio
 import secrets
 import shutil
 import time
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import regiongate
-from policy.compile import Policy, compile_policy
+from policy.compile import compile_policy
 from policy.loading import load_policy_files
 from regiongate.cli.output import say, stderr
-from regiongate.cli.trace import draw
-from regiongate.cli.trace_tree import build_tree, lay_out
-from regiongate.demo import placement, show
+from regiongate.demo import change, placement, show, traces
 from regiongate.demo.crossings import CROSSINGS, Answer, pick_keys, try_crossing
 from regiongate.demo.load import write_places
 from regiongate.demo.places import DATASET, Place, load_places
-from regiongate.demo.stack import make_folder, policy_file, running_stack
-from runtime.telemetry.spans import SpanRecord, read_spans
+from regiongate.demo.stack import make_folder, new_policy_file, policy_file, running_stack
+from regiongate.demo.state import Demo
 from runtime.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from runtime.stack_file import StackFile
+    from policy.compile import Policy
+    from runtime.telemetry.spans import SpanRecord
 
 HOME_IDC = "sin"
 """Where the demo's client enters; the traced read crosses from here to the EU."""
-SPAN_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class Demo:
-    """What the steps know of each other."""
-
-    data_dir: Path
-    stack: StackFile
-    policy: Policy
-    places: list[Place]
-    facts: dict[str, str] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def entry(self, idc: str) -> str:
-        """Address of the IDC's gateway."""
-        return self.stack.idcs[idc].gateway
 
 
 async def load_rows(demo: Demo) -> None:
@@ -93,8 +74,7 @@ async def _load_at(entry: str, places: Sequence[Place], on_progress: Callable[[i
 async def prove_placement(demo: Demo) -> None:
     """Reads every database directly and compares with the policy and the data file."""
     show.section(2, "Read each database directly, past the gateways: which rows lie where")
-    urls = {idc: entry.database for idc, entry in demo.stack.idcs.items()}
-    stored = await placement.read_databases(urls, DATASET)
+    stored = await placement.read_databases(demo.databases, DATASET)
     found = placement.judge(demo.policy, demo.places, stored)
     show.placement(found, demo.policy.idcs)
     demo.faults += found.wrong
@@ -129,27 +109,27 @@ async def show_trace(demo: Demo) -> None:
             await client.get(DATASET, "DE", key, purpose="support", traceparent=traceparent)
     finally:
         tracing.shutdown()
-    spans = await _wait_for_spans(demo.data_dir, trace_id)
-    draw(trace_id, lay_out(build_tree(spans)))
+    spans = await traces.wait_for_spans(demo.data_dir, trace_id, _has_crossed)
+    traces.show_spans(trace_id, spans)
     idcs = sorted({span.idc for span in spans if span.idc})
     if len(idcs) < 2:
         demo.faults.append("the trace does not reach across two IDCs")
-    demo.facts["trace"] = f"{len(spans)} spans, of the client and the gateways in {', '.join(idcs)}"
+    demo.facts["trace of a read"] = f"{len(spans)} spans, of the client and the gateways in {', '.join(idcs)}"
 
 
-async def _wait_for_spans(data_dir: Path, trace_id: str) -> list[SpanRecord]:
-    """The trace's spans, once ingress and the owner's statement are among them; each process writes within a second."""
-    end = time.monotonic() + SPAN_SECONDS
-    while True:
-        spans = list(read_spans(data_dir / "traces", trace_id))
-        has_ingress = any(span.idc == HOME_IDC for span in spans)
-        has_statement = any(span.name.startswith("db.") for span in spans)
-        if (has_ingress and has_statement) or time.monotonic() > end:
-            return spans
-        await asyncio.sleep(0.1)
+def _has_crossed(spans: Sequence[SpanRecord]) -> bool:
+    """Whether ingress and the owner's statement are among the spans."""
+    has_statement = any(span.name.startswith("db.") for span in spans)
+    return has_statement and any(span.idc == HOME_IDC for span in spans)
 
 
-STEPS: tuple[Callable[[Demo], Awaitable[None]], ...] = (load_rows, prove_placement, cross_borders, show_trace)
+STEPS: tuple[Callable[[Demo], Awaitable[None]], ...] = (
+    load_rows,
+    prove_placement,
+    cross_borders,
+    show_trace,
+    *change.STEPS,
+)
 
 
 async def run(data_dir: Path | None, *, keep: bool) -> int:
@@ -164,12 +144,16 @@ async def run(data_dir: Path | None, *, keep: bool) -> int:
 
 
 async def _run_in(folder: Path, *, keep: bool) -> int:
-    policy = compile_policy(load_policy_files(policy_file()).document, revision=1)
+    policy, new_policy = (
+        compile_policy(load_policy_files(file).document, revision)
+        for revision, file in enumerate((policy_file(), new_policy_file()), 1)
+    )
     places = load_places()
     start = time.perf_counter()
-    async with running_stack(folder) as stack:
-        demo = Demo(folder, stack, policy, places)
-        demo.facts["IDCs"] = ", ".join(f"{idc} ({policy.idcs[idc]})" for idc in stack.idcs)
+    # The IDC of the law to come runs from the start; no rule knows it yet.
+    async with running_stack(folder, idcs=tuple(new_policy.idcs)) as stack:
+        demo = Demo(folder, stack, policy, new_policy, places)
+        demo.facts["IDCs"] = ", ".join(f"{idc} ({new_policy.idcs[idc]})" for idc in stack.idcs)
         demo.facts["ready after"] = f"{time.perf_counter() - start:.1f} s"
         for step in STEPS:
             await step(demo)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from regiongate.demo.crossings import Answer
     from regiongate.demo.placement import Placement
+    from regiongate.demo.rollout import MovedRegion
 
+NO_LAW = "none yet"
+"""Jurisdiction of an IDC that the policy does not know."""
 _STYLES = {"allowed": "green", "withheld": "yellow", "denied": "red"}
 
 
@@ -41,7 +44,7 @@ def placement(found: Placement, jurisdictions: Mapping[str, str]) -> None:
     table = _table("IDC", "JURISDICTION", "ROWS", "REGIONCODES", "ROWS OF EACH", right=("ROWS", "REGIONCODES"))
     for idc, counter in found.rows.items():
         each = "  ".join(f"{code}:{count:,}" for code, count in counter.most_common())
-        table.add_row(idc, jurisdictions[idc], f"{counter.total():,}", str(len(counter)), each)
+        table.add_row(idc, jurisdictions.get(idc, NO_LAW), f"{counter.total():,}", str(len(counter)), each)
     stdout().print(table)
 
 
@@ -61,6 +64,30 @@ def crossings(answers: Sequence[Answer], jurisdictions: Mapping[str, str]) -> No
             answer.owner_idc or "-",
             ", ".join(answer.withheld) or "-",
         )
+    stdout().print(table)
+
+
+def diff(lines: Sequence[str]) -> None:
+    """The changed lines of a text."""
+    for text in lines:
+        line(text, style="green" if text.startswith("+") else "red")
+
+
+def moves(regions: Sequence[MovedRegion]) -> None:
+    """The finished moves, and how long each held the writes of its shard."""
+    right = ("SHARDS", "ROWS", "STALL ms (MEDIAN)", "(LONGEST)")
+    table = _table("REGIONCODE", "FROM", "TO", *right, right=right)
+    for it in regions:
+        stalls = f"{it.median_stall_ms:.0f}", f"{it.longest_stall_ms:.0f}"
+        table.add_row(it.region_code, it.source, it.target, str(it.shards), f"{it.rows:,}", *stalls)
+    stdout().print(table)
+
+
+def remains(counts: Mapping[str, Mapping[str, int]], codes: Sequence[str]) -> None:
+    """What each database holds of some RegionCodes, by table."""
+    table = _table("IDC", f"ROWS OF {', '.join(codes)}, IN ANY TABLE")
+    for idc, tables in counts.items():
+        table.add_row(idc, "  ".join(f"{name}:{rows:,}" for name, rows in tables.items()) or "none")
     stdout().print(table)
 
 

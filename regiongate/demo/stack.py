@@ -14,16 +14,26 @@ from regiongate.cli.failures import CommandFailed
 from runtime.stack_file import NAME, StackFile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 
 
-def policy_file() -> Path:
+def policy_file(name: str = "policy.yaml") -> Path:
     """The demo's policy: beside this module in an installed package, in `deploy/demo` in a checkout."""
-    installed = Path(__file__).with_name("policy.yaml")
-    return installed if installed.exists() else Path(__file__).resolve().parents[2] / "deploy" / "demo" / "policy.yaml"
+    installed = Path(__file__).with_name(name)
+    return installed if installed.exists() else Path(__file__).resolve().parents[2] / "deploy" / "demo" / name
+
+
+def new_policy_file() -> Path:
+    """What it becomes when the law changes."""
+    return policy_file("policy-uk.yaml")
+
+
+def shown(path: Path) -> str:
+    """The path as a person in the current folder would write it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def make_folder(data_dir: Path | None) -> Path:
@@ -36,14 +46,22 @@ def make_folder(data_dir: Path | None) -> Path:
 
 
 @asynccontextmanager
-async def running_stack(data_dir: Path) -> AsyncGenerator[StackFile]:
-    """Starts the stack with the demo's policy and stops it in the end; its progress lines go to stderr.
+async def running_stack(
+    data_dir: Path, policy: Path | None = None, idcs: Sequence[str] = ()
+) -> AsyncGenerator[StackFile]:
+    """Starts the stack and stops it in the end; its progress lines go to stderr.
+
+    Args:
+        data_dir: Where it keeps its data.
+        policy: What it begins with; the demo's when not given.
+        idcs: Those to run; the policy's when not given.
 
     Raises:
         CommandFailed: The stack did not come up; what it said is on stderr already.
     """
     command = [sys.executable, "-m", "regiongate.cli.main", "up", "--data-dir", str(data_dir)]
-    process = await asyncio.create_subprocess_exec(*command, "--policy", str(policy_file()), start_new_session=True)
+    command += ["--policy", str(policy or policy_file()), "--idcs", ",".join(idcs)]
+    process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
     try:
         await _wait_ready(process, data_dir / NAME)
         yield StackFile.load(data_dir)
