@@ -14,20 +14,36 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deciding import resolve
-from bench.events import policy_event
+from bench.events import policy_effective, policy_event
 from bench.harness import OUT, Figure, write_summary
+from bench.move_stack import move_stack
+from bench.moves import move_copy, move_errors, move_stall, rollout_throughput
 from bench.reads import forward, get_exchange, get_unary, trace_off
 from bench.stack import measured_stack
 from bench.writes import batch_write, put_exchange
+from runtime.telemetry.logs import setup_logging
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from bench.move_stack import MoveStack
     from runtime.stack_file import StackFile
 
 ON_STACK: dict[str, Callable[[StackFile, int], Awaitable[Figure]]] = {
     figure.__name__: figure
-    for figure in (get_unary, get_exchange, put_exchange, batch_write, forward, trace_off, policy_event)
+    for figure in (
+        get_unary,
+        get_exchange,
+        put_exchange,
+        batch_write,
+        forward,
+        trace_off,
+        policy_event,
+        policy_effective,
+    )
+}
+MOVING: dict[str, Callable[[MoveStack, int], Awaitable[list[Figure]]]] = {
+    figure.__name__: figure for figure in (move_copy, move_stall, move_errors, rollout_throughput)
 }
 ALONE: dict[str, Callable[[int], Figure]] = {"resolve": resolve}
 
@@ -45,7 +61,7 @@ def show(figures: list[Figure]) -> None:
 
 
 async def measure(names: list[str], rounds: int) -> list[Figure]:
-    """Measures the figures named, on one stack."""
+    """Measures the figures named; those about moves on a stack of their own."""
     console = Console(stderr=True)
     figures = [ALONE[name](rounds) for name in names if name in ALONE]
     if any(name in ON_STACK for name in names):
@@ -54,12 +70,18 @@ async def measure(names: list[str], rounds: int) -> list[Figure]:
                 console.print(f"measuring {name}")
                 figures.append(await ON_STACK[name](stack, rounds))
                 write_summary(figures)
+    if any(name in MOVING for name in names):
+        async with move_stack() as moving:
+            for name in (name for name in names if name in MOVING):
+                console.print(f"measuring {name}")
+                figures += await MOVING[name](moving, rounds)
+                write_summary(figures)
     return figures
 
 
 def main() -> None:
     """Parses the command line and runs."""
-    known = [*ALONE, *ON_STACK]
+    known = [*ALONE, *ON_STACK, *MOVING]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("figures", nargs="*", metavar="figure", help=f"which to measure (all): {', '.join(known)}")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of ours and the baseline (default 7)")
@@ -67,6 +89,7 @@ def main() -> None:
     names = arguments.figures or known
     if unknown := set(names) - set(known):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    setup_logging("bench", log_format="console", level="warning")
     figures = uvloop.run(measure(names, arguments.rounds))
     write_summary(figures)
     show(figures)
