@@ -100,7 +100,7 @@ class Progress:
         if phases:
             return "deletes what its moves have left behind"
         if any(move.phase == "waiting" for move in self._moves.values()):
-            return f"has {counted(sum(move.phase == 'waiting' for move in self._moves.values()))} to move"
+            return f"has {counted(rollout.shards_total)} to bring to where they are to be"
         is_assigning = rollout.shards_done < rollout.shards_total - len(self._moves)
         return "gives shards their first owners" if is_assigning else "comes to its end"
 
