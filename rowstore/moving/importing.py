@@ -16,7 +16,7 @@ from rowstore.moving import progress as progresses
 from rowstore.moving.clearing import delete_rows
 from rowstore.moving.connections import transaction
 from rowstore.moving.digest import add, digest_whole
-from rowstore.moving.layout import arrange, check_target, read_layouts
+from rowstore.moving.layout import arrange, check_target, read_layouts, warm
 from rowstore.moving.loading import Incoming, Loader
 from rowstore.moving.model import Head
 
@@ -41,6 +41,7 @@ async def begin(
         if found is None:
             await _clear(connection, step, shard_tables)
             found = await progresses.start(connection, step)
+            await warm(connections, shard_tables)
     return found.told()
 
 

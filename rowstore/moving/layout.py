@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rowstore.database import Connection
+    from rowstore.moving.connections import MoveConnections
     from rowstore.tables import ShardTable
 
 _COLUMNS: Final = r"""
@@ -56,6 +57,12 @@ async def read_layouts(connection: Connection, shard_tables: Sequence[ShardTable
     records = await fetch_all(connection, _COLUMNS, names)
     found = (TableLayout(name, tuple(columns), tuple(types)) for name, columns, types in records)
     return arrange(found, shard_tables)
+
+
+async def warm(connections: MoveConnections, shard_tables: Sequence[ShardTable]) -> None:
+    """Opens a connection for a last round ahead of it, and lets its server read the catalog: writers will wait."""
+    async with connections.take(is_urgent=True) as connection:
+        await read_layouts(connection, shard_tables)
 
 
 def arrange(layouts: Iterable[TableLayout], shard_tables: Sequence[ShardTable]) -> Layouts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from rowstore.moving import exporting, fence_steps, importing, purging, sizes
+from rowstore.moving import exporting, fence_steps, importing, layout, purging, sizes
 from rowstore.moving.connections import MoveConnections
 from rowstore.tables import SHARD_TABLES
 
@@ -46,7 +46,9 @@ class Mover:
 
     async def begin_export(self, step: MoveStep) -> FenceState:
         """Lets an attempt begin; the shard serves on."""
-        return await fence_steps.begin_export(self._database, step)
+        state = await fence_steps.begin_export(self._database, step)
+        await layout.warm(self._connections, self._shard_tables)
+        return state
 
     async def drain(self, step: MoveStep) -> FenceState:
         """From now on no write passes; reads do."""

@@ -268,7 +268,9 @@ async def running_controller(
     stop = asyncio.Event()
     async with EtcdClient(EtcdSettings((site.etcd_endpoint,))) as client:
         follower, peers = Follower(client, keys), PeerCalls(credentials, 5.0)
-        controller = Controller(client, keys, follower, peers, "test", timedelta(seconds=3))
+        controller = Controller(
+            client, keys, follower, peers, "test", Tracing("controller", "", 0.0, None), timedelta(seconds=3)
+        )
         await follower.start()
         task = asyncio.create_task(controller.run(stop))
         try:
