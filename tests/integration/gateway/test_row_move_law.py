@@ -59,6 +59,7 @@ async def test_the_new_home_judges_for_itself_and_takes_nothing_that_it_may_not(
         (arrival("k", "relocation", "sha"), "ACCESS_DENIED"),
         (arrival("k", "relocation", "fra", "sha"), "ACCESS_DENIED"),
         (arrival("k", region="CN"), "ACCESS_DENIED"),
+        (arrival("k", region="FR"), "ACCESS_DENIED"),
         (wrong_shard, "INVALID_INPUT"),
         (nobody, "INVALID_INPUT"),
         (unknown, "SCHEMA_DIFFERS"),
@@ -86,11 +87,8 @@ async def test_a_law_that_changes_after_the_arrival_keeps_the_row_where_it_was(s
         fra.homes.pauses_after[STEPS["arrive"]] = thaw
         moving = asyncio.create_task(fra.move(move("DE", "k", "SG")))
         await fra.homes.reached.wait()
-        await site.apply(
-            POLICY.replace(
-                "operations: [read, write], purposes: [relocation]}", "operations: [write], purposes: [relocation]}"
-            )
-        )
+        narrower = "from: [SG], operations: [write], purposes: [relocation]"
+        await site.apply(POLICY.replace("from: [SG], operations: [read, write], purposes: [relocation]", narrower))
         thaw.set()
         with pytest.raises(AccessDenied) as denied:
             await moving

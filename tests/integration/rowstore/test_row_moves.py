@@ -137,6 +137,20 @@ async def test_a_row_that_was_changed_after_it_was_prepared_does_not_leave(homes
     assert new == Missing()
 
 
+async def test_a_conductor_that_wakes_late_does_not_let_a_row_go_whose_move_was_called_off(homes: Homes) -> None:
+    move = plan()
+    await homes.arrive(move, await homes.prepare(move))
+    assert await homes.old.moves.void(CUSTOMERS, homes.leaving, move.move_id) is DepartureState.VOID
+    found = await homes.depart(move)
+    assert isinstance(found, OldHome)
+    assert found.departure is not None
+    assert found.departure.state is DepartureState.VOID
+    await homes.cancel(move)
+    await homes.forget(move)
+    assert isinstance(await homes.depart(move), OldHome)
+    assert [type(side) for side in await homes.read()] == [StoredRow, Missing]
+
+
 async def test_a_change_that_waits_for_the_fence_beside_the_move_is_judged_as_it_is_then(
     homes: Homes, idc: RowDatabase
 ) -> None:
@@ -230,6 +244,12 @@ async def test_a_retry_finds_the_first_result_also_after_others_have_written(hom
     found = await homes.new.moves.find(CUSTOMERS, homes.coming, "r-1")
     assert isinstance(found, NewHome)
     assert found.first_result == Written(settled.version, settled.update_time, is_replay=True)
+    # Also when its place is free again, and a row of the old name could come once more.
+    await homes.new.write(CUSTOMERS, [put("k", {}, region=NEW)._replace(values=None)])
+    again = plan("r-1")
+    await write(homes, put("k", {"name": "Second"}))
+    assert await homes.arrive(again, await homes.prepare(again)) == found.first_result
+    assert [type(side) for side in await homes.read()] == [StoredRow, Missing]
 
 
 async def test_a_request_id_that_was_used_for_a_put_still_remembers_the_move(homes: Homes) -> None:

@@ -42,9 +42,8 @@ class ArrivingRows:
 async def outcomes(rows: ArrivingRows, *operations: RowOperation, ingress_idc: str = ""):
     view = routing.HandView(routing.table(LAW))
     settings = EngineSettings(hold_timeout=timedelta(seconds=0.2))
-    engine = Engine(
-        "fra", view, rows, Peers("fra", view, PeerSettings()), Tracing("gateway", "fra", 0.0, None), settings=settings
-    )
+    peers, tracing = Peers("fra", view, PeerSettings()), Tracing("gateway", "fra", 0.0, None)
+    engine = Engine("fra", view, rows, peers, tracing, settings=settings)
     context = CallContext(asyncio.get_running_loop().time() + 10, ingress_idc=ingress_idc)
     return await engine.execute(operations, context)
 
