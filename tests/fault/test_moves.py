@@ -25,18 +25,7 @@ async def test_laws_l1_to_l4_survive_a_death_in_every_phase_of_a_move(moves: Mov
     async with moves.load(f"killed-{victim}") as workload, moves.controller(*points()) as controller:
         await moves.order(target)
         await all_held(moves, controller)
-        if victim == "controller":
-            await controller.kill()
-            async with moves.controller():
-                await moves.rest()
-        else:
-            role, _, kind = victim.partition(" ")
-            prefix = {"gateway": "gateway-", "database": "postgres-"}.get(kind, "")
-            name = f"{prefix}{source if role == 'source' else target}" if kind else victim
-            pid = moves.kill(name)
-            controller.go()
-            await moves.wait_back(name, pid)
-            await moves.rest()
+        await moves.strike(victim, controller, source, target)
         await workload.progress(100)
     assert await moves.home() == target
     for shard, record in (await moves.shard_records()).items():

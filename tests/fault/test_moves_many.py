@@ -14,10 +14,9 @@ CLIENTS = 32
 
 
 async def test_64_moves_under_32_clients_cost_no_client_an_error(moves: MoveStack) -> None:
-    """By a controller with the limits that the product comes with."""
     ends = await moves.ends()
     stalls: list[float] = []
-    async with moves.load("many", workers=CLIENTS) as workload, moves.controller(moves_per_pair=2, moves_per_idc=4):
+    async with moves.load("many", workers=CLIENTS) as workload, moves.controller(moves_per_pair=4, moves_per_idc=8):
         for number in range(ROUNDS):
             rollout = await moves.order(ends[(number + 1) % 2])
             await moves.rest()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.move_points import AFTER_SWITCH, BEFORE_SWITCH, EVERYWHERE, all_held, points
 from tests.support.move_stack import IDCS
 
@@ -78,3 +80,24 @@ async def test_law_l1_holds_when_a_new_law_forbids_the_target_in_the_middle(move
     async with moves.controller():
         await moves.order("fra")
         await moves.rest()
+
+
+@pytest.mark.parametrize("victim", ["controller", "source gateway", "source database", "target gateway"])
+async def test_laws_l1_to_l4_survive_a_death_while_moves_are_called_off(moves: MoveStack, victim: str) -> None:
+    source, target = await moves.ends()
+    before = await moves.shard_records()
+    closing = [f"before CloseShard DE/{shard}" for shard in range(4)]
+    back = ["before ReopenShard DE/0", "after ReopenShard DE/1", "before PurgeShard DE/2", "after PurgeShard DE/3"]
+    async with moves.load(f"back-{victim}") as workload, moves.controller(*closing, *back) as controller:
+        rollouts = [await moves.move_shard(shard, target) for shard in range(4)]
+        await controller.held(*closing)
+        for rollout in rollouts:
+            await moves.cancel(rollout)
+        controller.go(*closing)
+        await controller.held()
+        await moves.strike(victim, controller, source, target)
+        await workload.progress(100)
+    after = await moves.shard_records()
+    for shard in range(4):
+        old, new = before["DE", shard], after["DE", shard]
+        assert (new.owner, new.epoch, new.attempt) == (source, old.epoch, old.attempt + 2), shard

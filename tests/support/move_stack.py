@@ -103,6 +103,24 @@ class MoveStack(LawStack):
         """Kills a process of the stack; returns its id."""
         return self.stack.signal(name, SIGKILL)
 
+    async def strike(self, victim: str, controller: SteeredController, source: str, target: str) -> None:
+        """Kills `controller`, `etcd`, or source or target's `gateway` or `database`; returns when all is at rest.
+
+        The controller that lives goes on at once, and so meets the dead.
+        """
+        if victim == "controller":
+            await controller.kill()
+            async with self.controller():
+                await self.rest()
+            return
+        role, _, kind = victim.partition(" ")
+        idc = source if role == "source" else target
+        name = {"gateway": f"gateway-{idc}", "database": f"postgres-{idc}"}.get(kind, victim)
+        pid = self.kill(name)
+        controller.go()
+        await self.wait_back(name, pid)
+        await self.rest()
+
     async def wait_back(self, name: str, pid: int) -> None:
         """Waits until a process that was killed has been started again."""
         await until(partial(self._is_other, name, pid), PATIENCE, f"{name} did not come back")
