@@ -212,7 +212,7 @@ class ShardImports:
         this.note(start)
         exported = self._source.export(move, start, is_final=is_final, traceparent=this.call.context.traceparent)
         parts = self._lawful(move.region_code, exported)
-        progress = self._mover.import_parts(step_of(move), parts, closed_at_seq=this.closed_at_seq)
+        progress = self._mover.import_parts(step_of(move), parts, begun=start, closed_at_seq=this.closed_at_seq)
         async with aclosing(exported), aclosing(parts), aclosing(progress):
             async for state in progress:
                 this.note(state)

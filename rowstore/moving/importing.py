@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policy.errors import DigestMismatch, RegiongateError
+from policy.errors import DatabaseUnavailable, DigestMismatch, RegiongateError
 from rowstore.moving import fence_steps
 from rowstore.moving import progress as progresses
 from rowstore.moving.clearing import delete_rows
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from rowstore.database import Connection, Database
     from rowstore.moving.connections import MoveConnections
-    from rowstore.moving.layout import Layouts
     from rowstore.moving.model import ExportPart, ImportProgress, MoveStep
     from rowstore.moving.progress import Progress
     from rowstore.tables import ShardTable
@@ -63,6 +62,7 @@ async def import_parts(
     parts: AsyncIterator[ExportPart],
     shard_tables: Sequence[ShardTable],
     *,
+    begun: ImportProgress,
     closed_at_seq: int | None,
 ) -> AsyncGenerator[ImportProgress]:
     """See `rowstore.moving.Mover.import_parts`."""
@@ -76,7 +76,8 @@ async def import_parts(
     if is_final:
         # Writers wait for it: one transaction for all that is left.
         async with connections.take(is_urgent=True) as connection, transaction(connection):
-            progress = await _look(connection, step, source, head, shard_tables)
+            check_target(source, await read_layouts(connection, shard_tables))
+            progress = await _look(connection, step, head, begun)
             await progresses.lock(connection, step, progress)
             loader, end = Loader(connection, step, source, progress), None
             while end is None:
@@ -88,7 +89,8 @@ async def import_parts(
         yield progress.told(is_done=True, digest=digest)
         return
     async with connections.take(is_urgent=False) as connection:
-        progress = await _look(connection, step, source, head, shard_tables)
+        check_target(source, await read_layouts(connection, shard_tables))
+        progress = await _look(connection, step, head, begun)
     end = None
     while end is None:
         part = await incoming.take()
@@ -101,14 +103,13 @@ async def import_parts(
         yield progress.told(is_done=end is not None)
 
 
-async def _look(
-    connection: Connection, step: MoveStep, source: Layouts, head: Head, shard_tables: Sequence[ShardTable]
-) -> Progress:
-    """How far the import is, if the tables fit."""
-    check_target(source, await read_layouts(connection, shard_tables))
+async def _look(connection: Connection, step: MoveStep, head: Head, begun: ImportProgress) -> Progress:
+    """How far the import is; it must still be where the export begins."""
     progress = await progresses.find(connection, step)
     if progress is None:
         raise await progresses.stale(connection, step)
+    if (progress.copied_seq, progress.copied_time) != (begun.copied_seq, begun.copied_time):
+        raise DatabaseUnavailable("somebody else has gone on with this import")
     progress.source_seq = max(progress.source_seq, head.last_seq)
     if progress.first_pass_seq is None:
         progress.first_pass_seq = head.last_seq

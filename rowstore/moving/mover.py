@@ -99,22 +99,30 @@ class Mover:
         return await importing.begin(self._database, self._connections, step, self._shard_tables)
 
     def import_parts(
-        self, step: MoveStep, parts: AsyncIterator[ExportPart], *, closed_at_seq: int | None
+        self,
+        step: MoveStep,
+        parts: AsyncIterator[ExportPart],
+        *,
+        begun: ImportProgress,
+        closed_at_seq: int | None,
     ) -> AsyncGenerator[ImportProgress]:
         """Loads what an export sends; tells the progress after each slice that has become durable.
 
         Args:
-            step: The attempt; `begin_import` was called for it, and told where the export begins.
+            step: The attempt.
             parts: The export.
+            begun: What `begin_import` has told, and the export begins at.
             closed_at_seq: The source's last sequence, when it is closed and the export is final; otherwise None.
 
         Raises:
             SchemaDiffers: a column of the source is missing here, or has another type; nothing was copied.
             DigestMismatch: a slice did not arrive as it was sent; it was not kept.
             StaleAttempt: another attempt has begun; nothing of this one is kept from then on.
-            DatabaseUnavailable: what was told is kept; go on from there.
+            DatabaseUnavailable: what was told is kept; go on from there. Also when somebody else has gone on with it.
         """
-        return importing.import_parts(self._connections, step, parts, self._shard_tables, closed_at_seq=closed_at_seq)
+        return importing.import_parts(
+            self._connections, step, parts, self._shard_tables, begun=begun, closed_at_seq=closed_at_seq
+        )
 
     async def open(self, step: MoveStep) -> FenceState:
         """Serves the shard at the next epoch, once its import is final."""

@@ -30,13 +30,14 @@ FROM shard_imports WHERE {_HERE} AND epoch = $3 AND attempt = $4
 # Nobody else may load for the shard until this transaction ends; whoever comes second is told, and does not wait.
 _LOCK: Final = f"{_GET} FOR UPDATE NOWAIT"
 
+# Whatever was there is of another attempt, and an older one: the fence, looked at in the same transaction, says so.
 _START: Final = """
 INSERT INTO shard_imports (region_code, shard, epoch, attempt, digest) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (region_code, shard) DO UPDATE
 SET epoch = excluded.epoch, attempt = excluded.attempt, digest = excluded.digest, first_pass_seq = NULL, source_seq = 0,
     copied_seq = 0, copied_time = NULL, rows_copied = 0, bytes_copied = 0, rows = 0, is_final = false, last_seq = 0,
     last_time = NULL
-WHERE shard_imports.attempt < excluded.attempt
+WHERE (shard_imports.epoch, shard_imports.attempt) <> (excluded.epoch, excluded.attempt)
 """
 
 # The fence is looked at last, after all that took its time: it was not held meanwhile, and what was loaded for an

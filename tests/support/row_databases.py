@@ -176,7 +176,7 @@ class MovePair:
         """One import, from where it was; returns the last progress."""
         progress = await self.receiver.begin_import(step)
         parts = self.parts(step, progress, is_final=closed_at_seq is not None)
-        told = self.receiver.import_parts(step, parts, closed_at_seq=closed_at_seq)
+        told = self.receiver.import_parts(step, parts, begun=progress, closed_at_seq=closed_at_seq)
         async with aclosing(parts), aclosing(told):
             async for progress in told:  # noqa: B007 (the last one is wanted)
                 pass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policy.errors import DatabaseUnavailable, SchemaDiffers
+from policy.errors import DatabaseUnavailable, SchemaDiffers, StaleAttempt
 from policy.model import Column, ColumnType, Dataset, KeyType
 from rowstore.model import ShardEpoch, Written
 from rowstore.moving import End, Head, ImportProgress, SliceEnd, SliceStart
@@ -46,9 +46,16 @@ async def until_part(
         yield part
 
 
-async def take_all(pair: MovePair, parts: AsyncIterator[ExportPart], told: list[ImportProgress]) -> None:
+async def take_all(
+    pair: MovePair,
+    parts: AsyncIterator[ExportPart],
+    begun: ImportProgress,
+    told: list[ImportProgress],
+    *,
+    closed_at_seq: int | None = None,
+) -> None:
     """Imports, and notes what is told."""
-    async for progress in pair.receiver.import_parts(STEP, parts, closed_at_seq=None):
+    async for progress in pair.receiver.import_parts(STEP, parts, begun=begun, closed_at_seq=closed_at_seq):
         told.append(progress)  # noqa: PERF401 (what was told before an error counts)
 
 
@@ -102,7 +109,7 @@ async def test_a_copy_that_broke_off_in_a_slice_goes_on_after_the_last_whole_one
 
     told: list[ImportProgress] = []
     with pytest.raises(DatabaseUnavailable):
-        await take_all(pair, until_part(pair.parts(STEP, begun), in_second_slice), told)
+        await take_all(pair, until_part(pair.parts(STEP, begun), in_second_slice), begun, told)
     assert len(told) == 1
     assert 0 < told[0].copied_seq < 2000
     resumed = await pair.receiver.begin_import(STEP)
@@ -131,7 +138,7 @@ async def test_a_break_at_any_part_leaves_a_copy_that_can_be_finished(pair: Move
 
         parts = until_part(pair.parts(STEP, begun), is_there)
         try:
-            await take_all(pair, parts, [])
+            await take_all(pair, parts, begun, [])
         except DatabaseUnavailable:
             await pair.source.store.write(CUSTOMERS, [put(f"k{broken_at}", {"spend": -broken_at})])
             continue
@@ -141,6 +148,37 @@ async def test_a_break_at_any_part_leaves_a_copy_that_can_be_finished(pair: Move
     progress = await pair.close_and_copy()
     await assert_equal(pair)
     assert progress.digest == await pair.sender.digest(STEP)
+
+
+async def test_a_last_round_that_broke_off_anywhere_can_be_finished(pair: MovePair) -> None:
+    await fill(pair, 600)
+    await pair.sender.begin_export(STEP)
+    await pair.copy()
+    await fill(pair, 300, request_id="late")
+    await pair.sender.drain(STEP)
+    fence = await pair.sender.close(STEP)
+    for broken_at in range(1, 30):
+        begun = await pair.receiver.begin_import(STEP)
+        parts = pair.parts(STEP, begun, is_final=True)
+        left = iter(range(broken_at))
+        try:
+            await take_all(
+                pair,
+                until_part(parts, lambda _, left=left: next(left, None) is None),
+                begun,
+                [],
+                closed_at_seq=fence.last_seq,
+            )
+        except DatabaseUnavailable:
+            with pytest.raises(StaleAttempt):
+                await pair.receiver.open(STEP)
+            continue
+        break
+    else:
+        pytest.fail("never came to its end")
+    await assert_equal(pair)
+    assert await pair.receiver.digest(STEP) == await pair.sender.digest(STEP)
+    await pair.receiver.open(STEP)
 
 
 async def test_law_l3_a_retry_at_the_new_owner_finds_its_first_result(pair: MovePair) -> None:
@@ -307,7 +345,7 @@ async def test_law_l3_a_column_that_comes_while_a_shard_is_copied_is_not_missed(
                 await pair.source.store.write(WIDER, [put("k999", {"city": "Bonn"})])
 
     with pytest.raises(DatabaseUnavailable, match="a table was changed"):
-        await take_all(pair, with_column_in_between(), [])
+        await take_all(pair, with_column_in_between(), begun, [])
     await pair.copy()
     await pair.close_and_copy()
     await assert_equal(pair)

@@ -49,7 +49,10 @@ LAWS = {
         lambda m, s: m.purge(s, None), {CLOSED, IMPORTING, None}, CLOSED, {EPOCH, EPOCH + 1}, OLDER_OR_SAME
     ),
 }
-FENCES = product((SERVING, DRAINING, CLOSED, IMPORTING), (EPOCH, EPOCH + 1, EPOCH + 2), range(ATTEMPT - 1, ATTEMPT + 2))
+FENCES = (
+    None,
+    *product((SERVING, DRAINING, CLOSED, IMPORTING), (EPOCH, EPOCH + 1, EPOCH + 2), range(ATTEMPT - 1, ATTEMPT + 2)),
+)
 
 
 async def set_up(pair: MovePair, fence: tuple[str, int, int] | None) -> None:
@@ -71,7 +74,7 @@ async def set_up(pair: MovePair, fence: tuple[str, int, int] | None) -> None:
 async def test_each_step_passes_where_the_law_says_and_changes_nothing_elsewhere(pair: MovePair, name: str) -> None:
     law, step = LAWS[name], MoveStep("DE", 0, EPOCH, ATTEMPT)
     at_target = name in ("begin_import", "open", "purge at the target")
-    for fence in [None, *FENCES]:
+    for fence in FENCES:
         await set_up(pair, fence)
         is_done = name == "open" and fence is not None and fence[:2] == (SERVING, EPOCH + 1)
         is_legal = None in law.modes if fence is None else fence[0] in law.modes

@@ -83,7 +83,9 @@ class Run:
     async def break_off(self, after: object) -> None:
         begun = await self.pair.receiver.begin_import(self.step)
         parts = self.pair.parts(self.step, begun)
-        told = self.pair.receiver.import_parts(self.step, broken(parts, int(str(after))), closed_at_seq=None)
+        told = self.pair.receiver.import_parts(
+            self.step, broken(parts, int(str(after))), begun=begun, closed_at_seq=None
+        )
         async with aclosing(parts), aclosing(told):
             try:
                 async for _ in told:

@@ -22,7 +22,7 @@ from tests.support.tcp_proxy import TcpProxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rowstore.moving import ExportPart
+    from rowstore.moving import ExportPart, ImportProgress
 
 SECOND = STEP._replace(attempt=3)
 """The attempt after one that was called off."""
@@ -49,8 +49,8 @@ async def fill(pair: MovePair, rows: int = 300) -> None:
     await pair.source.store.write(CUSTOMERS, [put(f"k{i}", {"spend": i}) for i in range(rows)])
 
 
-async def import_all(pair: MovePair, parts: AsyncIterator[ExportPart], closed_at_seq: int | None = None) -> None:
-    async for _ in pair.receiver.import_parts(STEP, parts, closed_at_seq=closed_at_seq):
+async def import_all(pair: MovePair, parts: AsyncIterator[ExportPart], begun: ImportProgress) -> None:
+    async for _ in pair.receiver.import_parts(STEP, parts, begun=begun, closed_at_seq=None):
         pass
 
 
@@ -92,7 +92,7 @@ async def test_law_l2_a_paused_import_that_goes_on_after_a_new_attempt_began_wri
                 await goes_on.wait()
             yield part
 
-    late = asyncio.create_task(import_all(pair, with_pause()))
+    late = asyncio.create_task(import_all(pair, with_pause(), begun))
     await asyncio.wait_for(paused.wait(), 10)
     await pair.sender.reopen(STEP._replace(attempt=2))
     begin = asyncio.create_task(pair.receiver.begin_import(SECOND))
@@ -122,7 +122,7 @@ async def test_law_l1_a_paused_import_that_goes_on_after_the_purge_leaves_nothin
                 paused.set()
                 await goes_on.wait()
 
-    late = asyncio.create_task(import_all(pair, with_pause()))
+    late = asyncio.create_task(import_all(pair, with_pause(), begun))
     await asyncio.wait_for(paused.wait(), 10)
     proof = await pair.receiver.purge(STEP._replace(attempt=2), None)
     assert proof.deleted["rows_customers"] == 256
@@ -143,6 +143,17 @@ async def test_two_imports_of_one_attempt_do_not_mix(pair: MovePair) -> None:
     assert progress.rows_copied == 2000
     progress = await pair.close_and_copy()
     assert progress.digest == await pair.receiver.digest(STEP)
+    await assert_equal(pair)
+
+
+async def test_an_export_that_begins_below_what_another_import_has_brought_is_refused(pair: MovePair) -> None:
+    await fill(pair)
+    await pair.sender.begin_export(STEP)
+    begun = await pair.receiver.begin_import(STEP)
+    await pair.copy()
+    with pytest.raises(DatabaseUnavailable, match="somebody else"):
+        await import_all(pair, pair.parts(STEP, begun), begun)
+    await pair.close_and_copy()
     await assert_equal(pair)
 
 
@@ -268,7 +279,8 @@ async def test_a_table_that_travels_whole_comes_with_the_last_round_and_is_close
 async def test_law_l1_rows_of_another_shard_are_not_let_in_whatever_the_source_sends(pair: MovePair) -> None:
     await fill(pair, 100)
     await pair.sender.begin_export(STEP)
-    honest = [part async for part in pair.parts(STEP, await pair.receiver.begin_import(STEP))]
+    begun = await pair.receiver.begin_import(STEP)
+    honest = [part async for part in pair.parts(STEP, begun)]
     await pair.source.store.write(CUSTOMERS, [put("foreign", shard=1)])
     everything = bytearray()
 
@@ -284,7 +296,7 @@ async def test_law_l1_rows_of_another_shard_are_not_let_in_whatever_the_source_s
             yield bytes(everything) if index == 2 else part
 
     with pytest.raises(DigestMismatch):
-        await import_all(pair, with_foreign())
+        await import_all(pair, with_foreign(), begun)
     assert await pair.target.hand.fetchval("SELECT count(*) FROM rows_customers") == 0
 
 
@@ -298,7 +310,7 @@ async def test_law_l3_a_slice_that_was_changed_on_its_way_is_not_kept(pair: Move
             yield part.replace(b"k77", b"k7x") if isinstance(part, bytes) else part
 
     with pytest.raises(DigestMismatch):
-        await import_all(pair, changed())
+        await import_all(pair, changed(), begun)
     assert not any((await pair.target.contents()).values())
     await pair.copy()
     await pair.close_and_copy()
@@ -371,7 +383,7 @@ async def test_a_database_that_is_lost_or_frozen_in_a_slice_is_told_and_the_copy
                 yield part
 
         with pytest.raises(DatabaseUnavailable):
-            await asyncio.wait_for(import_all(shaky, with_trouble()), 20)
+            await asyncio.wait_for(import_all(shaky, with_trouble(), begun), 20)
         proxy.resume()
         await proxy.heal()
         await shaky.copy()
