@@ -169,12 +169,11 @@ class ShardImports:
         The source ends an export by what it has sent, and that takes its time to arrive. While the source serves on,
         another export brings what has come meanwhile; otherwise all of that would be left for when writes are held.
         """
-        state, carried = this.latest, 0
+        state = this.latest
         for _ in range(MAX_EXPORTS):
-            before, previous = state.copied_seq, carried
+            before = state.copied_seq
             state = await self._pull_once(this)
-            carried = state.copied_seq - before
-            if this.closed_at_seq is not None or carried <= NEARLY or 0 < previous <= carried:
+            if this.closed_at_seq is not None or state.copied_seq - before <= NEARLY:
                 break
         return state
 
