@@ -126,7 +126,8 @@ class MoveStack:
         for idc in IDCS:
             connection = await asyncpg.connect(self.database(idc))
             try:
-                await connection.execute(f"VACUUM ANALYZE {TABLE}")
+                for table in (TABLE, "write_requests", "shard_fences"):
+                    await connection.execute(f"VACUUM ANALYZE {table}")
             finally:
                 await connection.close()
 

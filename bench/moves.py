@@ -44,9 +44,12 @@ if TYPE_CHECKING:
 
 COPY_ROUNDS = 3
 WRITERS = 32
+PAUSE_SECONDS = 0.03
+"""Of a caller between two calls: what a move takes is asked, not how full two cores can be."""
 STALL_MOVES = 20
 ERROR_MOVES = 50
 QUIET_SECONDS = 0.5
+SETTLE_SECONDS = 30.0
 CALLERS = 32
 APPLY_SECONDS = 30.0
 
@@ -110,11 +113,13 @@ async def _stalls(stack: MoveStack, region_code: str) -> list[Round]:
     measured: list[Round] = []
     async with _load(stack, region_code, writers=WRITERS) as load:
         for _ in range(STALL_MOVES):
+            await stack.tidy()
             load.start()
             await asyncio.sleep(QUIET_SECONDS)
             quiet = load.longest_ms
             load.start()
             await stack.move(region_code)
+            await load.catch_up()
             measured.append(Round(load.longest_ms, quiet))
     assert not load.errors, load.errors
     return measured
@@ -129,6 +134,15 @@ class _Load:
     longest_ms: float = 0.0
     """Of the writes that have ended since `start`."""
     is_stopped: bool = False
+    written: Counter[int] = field(default_factory=Counter[int])
+    """Writes that have ended, by writer."""
+
+    async def catch_up(self) -> None:
+        """Waits until what every writer is waiting for now has ended."""
+        before = dict(self.written)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while any(self.written[writer] == number for writer, number in before.items()):  # noqa: ASYNC110 (counters)
+                await asyncio.sleep(PAUSE_SECONDS)
 
     def start(self) -> None:
         """Forgets the longest write."""
@@ -140,9 +154,11 @@ class _Load:
             row = (number * WRITERS + writer) % ROWS[region_code] + 1
             start = time.perf_counter()
             await self._call(client.put(DATASET, region_code, key(row), {"name": "written", "spend": number}))
+            self.written[writer] += 1
             self.longest_ms = max(self.longest_ms, (time.perf_counter() - start) * 1e3)
             if self.is_stopped:
                 return
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def read(self, client: Client, region_code: str, reader: int) -> None:
         """Reads row after row."""
@@ -150,6 +166,7 @@ class _Load:
             await self._call(client.get(DATASET, region_code, key((number * WRITERS + reader) % ROWS[region_code] + 1)))
             if self.is_stopped:
                 return
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _call(self, call: Awaitable[object]) -> None:
         try:
