@@ -158,7 +158,9 @@ class MoveStack(LawStack):
     async def order(self, home: str, *, door: str = "sin", **words: str) -> str:
         """Has all shards of DE go to one IDC; returns the rollout."""
         async with calling(self.stack.gateway(door)) as caller:
-            return (await caller.apply(law(home, **words), timeout=PATIENCE)).rollout
+            # Where single shards have been moved, the weights alone would not bring them back.
+            request = pb.ApplyPolicyRequest(document=law(home, **words), author="test", rebalance=True)
+            return (await caller.call(caller.policies.ApplyPolicy, request, PATIENCE)).rollout
 
     async def move_shard(self, shard: int, target: str) -> str:
         """Has one shard go there; returns the rollout."""
