@@ -121,11 +121,12 @@ class RolloutView:
     def _move(self, planned: PlannedMove) -> pb.ShardMove:
         shard = planned.region_code, planned.shard
         record, owner = self._moves.get(shard), self._owner(shard)
-        if record is not None and not (record.phase == CALLED_OFF and self._is_wanted(planned)):
+        is_wanted = self.record.wants(required_by_law=planned.required_by_law)
+        if record is not None and not (record.phase == CALLED_OFF and is_wanted):
             return move_message(planned, record.phase, record)
         if owner == planned.target:
             return move_message(planned, DONE, record)
-        if not self._is_wanted(planned):
+        if not is_wanted:
             is_superseded = self.record.state == "superseded"
             return move_message(planned, CALLED_OFF, record, self.record.note if is_superseded else "")
         return move_message(planned, WAITING, record)
@@ -133,11 +134,6 @@ class RolloutView:
     def _owner(self, shard: Shard) -> str:
         record = self._shards.get(shard)
         return record.owner if record is not None and record.phase != Phase.OPENING else ""
-
-    def _is_wanted(self, planned: PlannedMove) -> bool:
-        """Whether a move that is not under way will yet begin."""
-        state = self.record.state
-        return not self.record.is_ended and (state != "cancelling" or planned.required_by_law)
 
 
 async def watch_rollout(store: PolicyStore, rollout: str) -> AsyncGenerator[pb.Rollout]:

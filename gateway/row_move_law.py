@@ -96,14 +96,3 @@ def judge_move(
             policy_revision=hand_over.policy_revision,
         )
     return MoveDecisions(leave, come, hand_over)
-
-
-def check_home(policy: Policy, region_code: str, idc: str) -> None:
-    """Raises `AccessDenied` unless the residency rule permits rows of the RegionCode in the IDC (law L1)."""
-    residency = policy.residency(region_code)
-    if policy.idcs.get(idc) not in residency.jurisdictions:
-        raise AccessDenied(
-            f"residency rule {residency.rule} does not permit {region_code} in {idc}",
-            rule=residency.rule,
-            policy_revision=policy.revision,
-        )

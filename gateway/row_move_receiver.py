@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from gateway.decisions import DecisionMessages
 from gateway.judge import Asking
+from gateway.move_checks import check_residency
 from gateway.requests import check_region, dataset_of, table_of
-from gateway.row_move_law import RowMove, check_home, judge_move
+from gateway.row_move_law import RowMove, judge_move
 from gateway.values import check_request_id, decode_key, decode_values, set_time
 from policy.errors import InvalidInput, RowExists, RowMoving, SchemaDiffers, StaleEpoch, UnknownColumn
 from policy.sharding import shard_of
@@ -76,7 +77,7 @@ class RowReceiver:
             raise InvalidInput("the key does not belong to the shard", field_name="shard")
         if not request.asking_idcs or not request.move_id:
             raise InvalidInput("an arrival says which move it is of, and who asks", field_name="asking_idcs")
-        check_home(policy, place.region_code, self._idc)
+        check_residency(policy, place.region_code, self._idc)
         move = RowMove(
             dataset,
             check_region(request.from_region_code),

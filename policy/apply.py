@@ -30,10 +30,10 @@ from runtime.etcd import compare_mod_revision, put_op
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from policy.cluster import KnownRollout
     from policy.effect import Effect
     from policy.plan import ShardMove
     from policy.records import Keys
-    from policy.standing import OpenRollout
     from policy.store import PolicyStore
     from runtime.etcd import Compare, Op
 
@@ -159,7 +159,7 @@ def plan_record(rollout: str, moved: Iterable[ShardMove]) -> PlanRecord:
 
 
 def superseding(
-    keys: Keys, rollouts: Iterable[OpenRollout], by: str, now: str
+    keys: Keys, rollouts: Iterable[KnownRollout], by: str, now: str
 ) -> tuple[tuple[Compare, ...], tuple[Op, ...]]:
     """What a transaction takes in to end rollouts whose place another one takes."""
     compares: list[Compare] = []

@@ -17,7 +17,7 @@ from policy.records import CurrentPolicy, GatewayRecord, ShardRecord
 
 if TYPE_CHECKING:
     from policy.feed import FeedBatch
-    from policy.records import Keys
+    from policy.records import Keys, RolloutRecord
     from runtime.etcd import KeyValue
 
 log = structlog.get_logger(__name__)
@@ -27,6 +27,13 @@ class KnownShard(NamedTuple):
     """A shard's record, and the revision to compare with when it is to be changed."""
 
     record: ShardRecord
+    mod_revision: int
+
+
+class KnownRollout(NamedTuple):
+    """A rollout that has not ended, and the revision to compare with when it is to be changed."""
+
+    record: RolloutRecord
     mod_revision: int
 
 

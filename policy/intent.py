@@ -53,11 +53,9 @@ def wanted_moves(
     wanted: dict[Shard, WantedMove] = {}
     for rollout in rollouts:
         plan = plans.get(rollout.rollout)
-        for move in plan.moves if plan is not None and not rollout.is_ended else ():
+        for move in plan.moves if plan is not None else ():
             shard = move.region_code, move.shard
-            if rollout.state == "cancelling" and not move.required_by_law:
-                continue
-            if owners.get(shard, move.target) != move.target:
+            if rollout.wants(required_by_law=move.required_by_law) and owners.get(shard, move.target) != move.target:
                 wanted[shard] = WantedMove(rollout.rollout, move)
     return wanted
 

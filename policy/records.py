@@ -116,6 +116,10 @@ class RolloutRecord(Record):
         """Whether nothing will change it any more."""
         return self.state in ENDED_STATES
 
+    def wants(self, *, required_by_law: bool) -> bool:
+        """Whether it still wants a move of its plan; what the law demands it wants while it is being cancelled, too."""
+        return not self.is_ended and (self.state != "cancelling" or required_by_law)
+
 
 ENDED_STATES = frozenset({"done", "cancelled", "superseded"})
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from policy.cluster import KnownRollout
 from policy.errors import LimitReached, PolicyRejected, RevisionNotFound, StoreUnavailable
 from policy.follower import load_stored
 from policy.intent import Standing, wanted_moves
@@ -43,13 +44,6 @@ _LONGEST_PAUSE: Final = 0.1
 _READ_ROUNDS: Final = 5
 
 
-class OpenRollout(NamedTuple):
-    """A rollout that has not ended."""
-
-    record: RolloutRecord
-    mod_revision: int
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster at one revision of the store, as far as it is planned from."""
@@ -57,7 +51,7 @@ class Snapshot:
     base: Base
     shards: Mapping[Shard, ShardRecord]
     standing: Standing
-    rollouts: tuple[OpenRollout, ...]
+    rollouts: tuple[KnownRollout, ...]
     """Those that have not ended, oldest first."""
     plans: Mapping[str, PlanRecord]
     """Of those rollouts."""
@@ -117,7 +111,7 @@ async def _read(store: PolicyStore) -> Snapshot:
         *(client.list(name, revision=revision) for name in names)
     )
     is_open = [
-        OpenRollout(record, item.mod_revision)
+        KnownRollout(record, item.mod_revision)
         for item in sorted(rollouts.items, key=lambda item: item.create_revision)
         if not (record := RolloutRecord.decode(item.value)).is_ended
     ]

@@ -147,8 +147,13 @@ class Actor:
     async def _call_off(self, action: CallOff, known: KnownShard) -> None:
         """Calls a move off, unless it has passed its switch meanwhile."""
         record = move.advance(known.record, move.MoveEvent.CALLED_OFF)
-        key = self._keys.shard(*action.shard)
-        await self._transact([compare_mod_revision(key, known.mod_revision)], [put_op(key, record.encode())])
+        key, move_key = self._keys.shard(*action.shard), self._keys.move(record.rollout, *action.shard)
+        puts = [put_op(key, record.encode())]
+        if (item := await self._client.get(move_key)) is not None:
+            movement = MoveRecord.decode(item.value)
+            told = replace(movement, phase=record.phase, attempt=record.attempt, note=action.reason)
+            puts.append(put_op(move_key, told.encode()))
+        await self._transact([compare_mod_revision(key, known.mod_revision)], puts)
 
     async def _note(self, action: NoteRollout) -> None:
         """Writes down how far a rollout is; its end goes into the audit trail, too."""

@@ -17,8 +17,9 @@ from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from policy.controller.moves import CallOff, KnownRollout, Limits, Start, calls_off, starts, unfinished, wanted_moves
-from policy.intent import intended_owners
+from policy.cluster import KnownRollout
+from policy.controller.moves import CallOff, Limits, Start, calls_off, starts, unfinished, wanted_moves
+from policy.intent import intended_owners, is_lawful
 from policy.model import Phase
 from policy.move import UNDER_WAY
 
@@ -140,7 +141,8 @@ def decide(world: World) -> Turn:
         resting=world.resting,
         limits=world.limits,
     )
-    parts = [*_first_parts(world, first), *_move_parts(world, wanted, started)]
+    under_way = _under_way(world)
+    parts = [*_first_parts(world, first), *_move_parts(world, under_way, wanted, started)]
     what = "; ".join(parts) or "every shard is served by its owner"
     sentence = f"policy revision {world.policy.revision}: {what}"
     notes = tuple(_notes(world, first.remaining, sentence))
@@ -152,7 +154,7 @@ def decide(world: World) -> Turn:
         *notes,
     ]
     are_rollouts_done = all(note.record.is_ended for note in notes) and len(notes) == len(world.rollouts)
-    is_done = not first.remaining and are_rollouts_done and not _under_way(world)
+    is_done = not first.remaining and are_rollouts_done and not under_way
     return Turn(tuple(actions), sentence, is_done)
 
 
@@ -168,7 +170,7 @@ def _first_steps(world: World) -> _FirstSteps:
         step = STEPS.get(known.record.phase if known is not None else None)
         if step is None or (known is not None and known.record.attempt):
             continue
-        fits = is_lawful(policy, region_code, owner)
+        fits = is_lawful(policy, policy.regions[region_code], owner)
         (waiting[step] if fits else unlawful).append((region_code, shard, owner))
     return _FirstSteps(waiting, unlawful)
 
@@ -179,12 +181,6 @@ def _under_way(world: World) -> list[tuple[str, int]]:
         for shard, (record, _) in sorted(world.shards.items())
         if record.phase in UNDER_WAY and (record.phase != Phase.OPENING or record.attempt)
     ]
-
-
-def is_lawful(policy: Policy, region_code: str, idc: str) -> bool:
-    """Whether the residency rule permits rows of the RegionCode in the IDC (law L1)."""
-    residency = policy.regions.get(region_code)
-    return residency is not None and policy.idcs.get(idc) in residency.jurisdictions
 
 
 def _assignments(world: World, shards: list[tuple[str, int, str]]) -> Iterable[Assign]:
@@ -237,18 +233,23 @@ def _first_parts(world: World, first: _FirstSteps) -> Iterable[str]:
         )
 
 
-def _move_parts(world: World, wanted: Mapping[tuple[str, int], Wanted], started: list[Start]) -> Iterable[str]:
+def _move_parts(
+    world: World,
+    under_way: list[tuple[str, int]],
+    wanted: Mapping[tuple[str, int], Wanted],
+    started: list[Start],
+) -> Iterable[str]:
     """What the moves come to: how many are under way, how many wait, and what holds some up."""
-    busy = [shard for shard in _under_way(world) if world.shards[shard].record.phase != Phase.PURGING]
-    purging = [shard for shard in _under_way(world) if world.shards[shard].record.phase == Phase.PURGING]
-    begun = {it.shard for it in started}
+    purging = [shard for shard in under_way if world.shards[shard].record.phase == Phase.PURGING]
+    moving = {shard for shard in under_way if world.shards[shard].record.phase != Phase.PURGING}
+    moving |= {it.shard for it in started}
     waiting = [
         shard
         for shard, order in wanted.items()
-        if shard in world.shards and world.shards[shard].record.owner != order.target and shard not in {*busy, *begun}
+        if shard in world.shards and world.shards[shard].record.owner != order.target and shard not in moving
     ]
-    if busy or begun:
-        yield f"moving {_shards(len(busy) + len(begun))}"
+    if moving:
+        yield f"moving {_shards(len(moving))}"
     if waiting:
         dead = sorted({wanted[shard].target for shard in waiting if not world.peers.get(wanted[shard].target)})
         why = f" ({', '.join(dead)} {'has' if len(dead) == 1 else 'have'} no live gateway)" if dead else ""

@@ -25,7 +25,7 @@ import structlog
 from policy import move
 from policy.audit.entry import Fact
 from policy.controller.ledger import Ledger, Overtaken, now
-from policy.controller.peers import NO_GATEWAY, SILENT, StepFailed
+from policy.controller.peers import PASSING, StepFailed
 from policy.metrics import MOVE_ENDS, MOVE_STALL_SECONDS
 from policy.model import Phase
 from policy.move import MoveEvent
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from policy.audit.chain import AuditChain
-    from policy.controller.moves import Shard, Wanted
+    from policy.controller.moves import Wanted
     from policy.controller.peers import PeerCalls
     from policy.follower import Follower
+    from policy.intent import Shard
     from policy.records import Keys, Leftover, MoveRecord, ShardRecord
     from runtime.etcd import EtcdClient, Leadership
     from runtime.telemetry.tracing import Tracing
@@ -57,8 +58,6 @@ TELL_EVERY: Final = 0.5
 """Seconds between two notes of how far a copy is."""
 URGENT: Final = frozenset({Phase.DRAINING, Phase.CLOSING, Phase.OPENING, Phase.ABORTING})
 """Phases in which writes are held."""
-_PASSING: Final = frozenset({NO_GATEWAY, SILENT, "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
-"""Failures that waiting may mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +115,7 @@ class MoveDriver:
         self._trace = ""
         self._held_since: float | None = None
         self._told = 0.0
+        self._failures = 0
         self.trouble = ""
         """Why it does not get on; empty when it does."""
         self.was_called_off = False
@@ -131,7 +131,8 @@ class MoveDriver:
             except Overtaken:
                 await self._wait_newer()
             except (StepFailed, EtcdUnavailable) as error:
-                self._note_trouble(phase, error)
+                self._failures += 1
+                await self._note_trouble(record, error)
                 if phase in (Phase.DRAINING, Phase.CLOSING) and self._must_give_up(error):
                     await self._call_off(record, str(error))
                     continue
@@ -182,7 +183,7 @@ class MoveDriver:
                 task.cancel()
             await asyncio.wait((copying, overtaken))
         self._held_since = time.monotonic()
-        await self._ledger.write(record, move.advance(record, MoveEvent.COPIED), drain_time=now())
+        await self._ledger.write(record, move.advance(record, MoveEvent.COPIED), drain_time=now(), note="")
 
     async def _copy_all(self, record: ShardRecord) -> None:
         reference = self._reference(record)
@@ -191,14 +192,16 @@ class MoveDriver:
 
     async def _drain(self, record: ShardRecord) -> None:
         self._held_since = self._held_since or time.monotonic()
-        await self._step(record.owner, "DrainShard", pb.DrainShardRequest(move=self._reference(record)))
+        request = pb.DrainShardRequest(move=self._reference(record))
+        await self._step(record.owner, "DrainShard", request, timeout=self._time_left())
         await self._ledger.write(record, move.advance(record, MoveEvent.DRAINED))
 
     async def _close(self, record: ShardRecord) -> None:
         """Closes the source, lets the last changes follow, and switches the owner: the point of no return."""
         self._held_since = self._held_since or time.monotonic()
         reference = self._reference(record)
-        closed = await self._step(record.owner, "CloseShard", pb.CloseShardRequest(move=reference))
+        closing = pb.CloseShardRequest(move=reference)
+        closed = await self._step(record.owner, "CloseShard", closing, timeout=self._time_left())
         request = pb.ImportShardRequest(move=reference, closed_at_seq=closed.fence.last_seq)
         last = await self._import(record, request, timeout=self._time_left())
         await self._switch(record, last.digest.rows, last.digest.digest)
@@ -222,7 +225,8 @@ class MoveDriver:
         )
         self._held_since = None
         MOVE_STALL_SECONDS.observe(stall)
-        await self._ledger.write(record, move.advance(record, MoveEvent.OPENED), stall_ms=round(stall * 1000, 1))
+        stall_ms = round(stall * 1000, 1)
+        await self._ledger.write(record, move.advance(record, MoveEvent.OPENED), stall_ms=stall_ms, note="")
 
     async def _reopen(self, record: ShardRecord) -> None:
         """The source serves again; what the target has copied goes."""
@@ -288,7 +292,10 @@ class MoveDriver:
     # ---- asking -----------------------------------------------------------------------------------------------------
 
     def _peers(self, idc: str) -> tuple[str, ...]:
-        return tuple(record.peer_address for record in self._context.follower.gateways.get(idc, ()))
+        """The IDC's gateways, another one first after each failure: the one before may be frozen."""
+        live = [record.peer_address for record in self._context.follower.gateways.get(idc, ())]
+        first = self._failures % len(live) if live else 0
+        return (*live[first:], *live[:first])
 
     async def _step(self, idc: str, name: str, request: Message, *, timeout: float | None = None) -> Any:  # noqa: ANN401 (the answer that belongs to the method)
         timeout = timeout if timeout is not None else self._context.settings.step_timeout.total_seconds()
@@ -300,7 +307,7 @@ class MoveDriver:
         self, record: ShardRecord, request: pb.ImportShardRequest, *, timeout: float | None = None
     ) -> pb.ImportShardResponse:
         """Follows an import to its end, and tells now and then how far it is."""
-        began, first = time.monotonic(), -1
+        began, before = time.monotonic(), (await self._ledger.movement(record)).rows
         idle = self._context.settings.import_silence.total_seconds()
         try:
             async with (
@@ -310,29 +317,28 @@ class MoveDriver:
                 ) as answers,
             ):
                 async for answer in answers:
-                    first = answer.rows_copied if first < 0 else first
                     if answer.is_done:
-                        await self._tell(record, answer, first, began)
+                        await self._tell(record, answer, answer.rows_copied - before, began)
                         return answer
                     self.trouble = ""
                     if time.monotonic() - self._told > TELL_EVERY:
-                        await self._tell(record, answer, first, began)
+                        await self._tell(record, answer, answer.rows_copied - before, began)
         except TimeoutError:
             raise StepFailed(record.target, "DEADLINE_EXCEEDED", "the last changes take too long") from None
         raise StepFailed(record.target, "UNAVAILABLE", "the import ended without its last word")
 
-    async def _tell(self, record: ShardRecord, answer: pb.ImportShardResponse, first: int, began: float) -> None:
-        """Writes down how far a copy is; in a hurry, nothing is."""
+    async def _tell(self, record: ShardRecord, answer: pb.ImportShardResponse, copied: int, began: float) -> None:
+        """Writes down how far a copy is, and how fast since it `began`; in a hurry, nothing is."""
         if record.phase != Phase.COPYING:
             return
         self._told = time.monotonic()
-        copied = answer.rows_copied - first
         await self._ledger.tell(
             record,
             rows=answer.rows_copied,
             bytes=answer.bytes_copied,
             remaining=max(0, answer.source_seq - answer.copied_seq),
-            rows_per_second=round(answer.rows_copied / max(time.monotonic() - began, 1e-3), 1) if copied >= 0 else 0.0,
+            rows_per_second=round(max(0, copied) / max(self._told - began, 1e-3), 1),
+            note="",
         )
 
     def _reference(self, record: ShardRecord) -> pb.MoveRef:
@@ -360,11 +366,12 @@ class MoveDriver:
     # ---- giving up --------------------------------------------------------------------------------------------------
 
     def _time_left(self) -> float:
+        """Seconds until writes have been held for so long that the move must be called off; never nothing."""
         limit = self._context.settings.stall_limit.total_seconds()
         return max(0.1, limit - (time.monotonic() - (self._held_since or time.monotonic())))
 
     def _must_give_up(self, error: Exception) -> bool:
-        if isinstance(error, StepFailed) and error.status not in _PASSING:
+        if isinstance(error, StepFailed) and error.status not in PASSING:
             return True
         limit = self._context.settings.stall_limit.total_seconds()
         return time.monotonic() - (self._held_since or time.monotonic()) >= limit
@@ -376,11 +383,15 @@ class MoveDriver:
             log.warning("not called off yet", reason=str(error))
             await self._wait_newer()
 
-    def _note_trouble(self, phase: Phase, error: Exception) -> None:
-        why = f"{phase}: {error}"
-        if why != self.trouble:
-            self.trouble = why
-            log.warning("a move does not get on", region_code=self._shard[0], shard=self._shard[1], why=why)
+    async def _note_trouble(self, record: ShardRecord, error: Exception) -> None:
+        """Tells what the move waits for: in the log, in the rollout's sentence, and in its own record."""
+        why = f"{record.phase}: {error}"
+        if why == self.trouble:
+            return
+        self.trouble = why
+        log.warning("a move does not get on", region_code=self._shard[0], shard=self._shard[1], why=why)
+        with suppress(EtcdUnavailable):
+            await self._ledger.tell(record, note=why)
 
     async def _stall_by_clock(self, record: ShardRecord) -> float:
         """For a driver that has not seen the drain itself."""

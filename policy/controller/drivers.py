@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from policy.cluster import KnownShard
     from policy.controller.drive import DriveContext
-    from policy.controller.moves import Shard
+    from policy.intent import Shard
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from policy.controller.moves import may_go_on
 from policy.move import UNDER_WAY
 from policy.records import MoveRecord, RolloutRecord
 from runtime.etcd import compare_mod_revision, put_op
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
 
     from policy.audit.chain import AuditChain
     from policy.audit.entry import Fact
-    from policy.controller.moves import Shard, Wanted
+    from policy.controller.moves import Wanted
     from policy.follower import Follower
+    from policy.intent import Shard
     from policy.records import Keys, Leftover, ShardRecord
     from runtime.etcd import Compare, EtcdClient, Op, TxnResult
 
@@ -130,7 +130,7 @@ class Ledger:
                 item = await self._client.get(key)
                 if item is None or item.mod_revision == mod_revision:
                     raise
-                if not may_go_on(RolloutRecord.decode(item.value), required_by_law=wanted.required_by_law):
+                if not RolloutRecord.decode(item.value).wants(required_by_law=wanted.required_by_law):
                     raise
                 mod_revision = item.mod_revision
         raise Overtaken
@@ -154,9 +154,9 @@ class Ledger:
             raise Overtaken
         self.record, self.mod_revision, self._move = after, result.revision, movement
 
-    async def tell(self, record: ShardRecord, **progress: float) -> None:
-        """Writes down how far a copy is; nothing rests on it."""
-        words: dict[str, Any] = {**progress}
+    async def tell(self, record: ShardRecord, **changes: str | float) -> None:
+        """Writes down how far a move is, or why it is not; nothing rests on it."""
+        words: dict[str, Any] = {**changes}
         self._move = replace(await self.movement(record), **words)
         key = self._keys.move(self._move.rollout, *self._shard)
         await self._client.transact(

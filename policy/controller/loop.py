@@ -21,16 +21,17 @@ from policy.controller.act import Actor, WorldChanged
 from policy.controller.decide import Limits, Turn, World, decide
 from policy.controller.drive import DriveContext, DriveSettings
 from policy.controller.drivers import Drivers
-from policy.controller.moves import wanted_moves
+from policy.controller.moves import wanted_move
 from policy.controller.orders import Orders
 from policy.metrics import CONTROLLER_TURN_SECONDS, CONTROLLER_TURNS, IS_LEADER
 from policy.presence import first_of
 from runtime.etcd import Election, EtcdError, Lease
 
 if TYPE_CHECKING:
-    from policy.controller.moves import Shard, Wanted
+    from policy.controller.moves import Wanted
     from policy.controller.peers import PeerCalls
     from policy.follower import Follower
+    from policy.intent import Shard
     from policy.records import Keys
     from runtime.etcd import EtcdClient, Leadership
     from runtime.telemetry.tracing import Tracing
@@ -146,7 +147,7 @@ class Controller:
         )
 
     def _wanted(self, shard: Shard) -> Wanted | None:
-        return wanted_moves(self._orders.rollouts, self._orders.plans).get(shard)
+        return wanted_move(shard, self._orders.rollouts, self._orders.plans)
 
     async def _turn(
         self, actor: Actor, drivers: Drivers, failures: dict[str, str]

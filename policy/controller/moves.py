@@ -17,21 +17,14 @@ from policy.model import Phase
 from policy.move import BEFORE_SWITCH, UNDER_WAY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from policy.cluster import KnownShard
+    from policy.cluster import KnownRollout, KnownShard
+    from policy.intent import Shard
     from policy.records import PlannedMove, PlanRecord, RolloutRecord
 
-Shard = tuple[str, int]
 MOST_IN_TROUBLE = 8
 """Times the limit: so many moves between two IDCs may be under way, those in trouble included."""
-
-
-class KnownRollout(NamedTuple):
-    """A rollout that has not ended, and the revision to compare with when it is to be changed."""
-
-    record: RolloutRecord
-    mod_revision: int
 
 
 class Wanted(NamedTuple):
@@ -76,25 +69,31 @@ def wanted_moves(rollouts: Iterable[KnownRollout], plans: Mapping[str, PlanRecor
     """Every move that some rollout wants; `rollouts` come oldest first."""
     wanted: dict[Shard, Wanted] = {}
     for rollout in rollouts:
-        record = rollout.record
-        plan = plans.get(record.rollout)
-        if record.is_ended or plan is None:
-            continue
-        for move in plan.moves:
-            if _is_wanted(record, move):
-                may_start = record.state == "running" or (record.state == "cancelling" and move.required_by_law)
-                shard = move.region_code, move.shard
-                wanted[shard] = Wanted(move.target, rollout, move.required_by_law, may_start)
+        for move in _moves(rollout, plans):
+            if (order := _wanted(rollout, move)) is not None:
+                wanted[move.region_code, move.shard] = order
     return wanted
 
 
-def may_go_on(record: RolloutRecord, *, required_by_law: bool) -> bool:
-    """Whether a rollout still wants its moves; those that the law demands it wants until it has ended."""
-    return not record.is_ended and (record.state != "cancelling" or required_by_law)
+def wanted_move(shard: Shard, rollouts: Sequence[KnownRollout], plans: Mapping[str, PlanRecord]) -> Wanted | None:
+    """The same for one shard, for whoever is in a hurry."""
+    for rollout in reversed(rollouts):
+        for move in _moves(rollout, plans):
+            if (move.region_code, move.shard) == shard and (order := _wanted(rollout, move)) is not None:
+                return order
+    return None
 
 
-def _is_wanted(record: RolloutRecord, move: PlannedMove) -> bool:
-    return may_go_on(record, required_by_law=move.required_by_law)
+def _moves(rollout: KnownRollout, plans: Mapping[str, PlanRecord]) -> tuple[PlannedMove, ...]:
+    plan = plans.get(rollout.record.rollout)
+    return plan.moves if plan is not None else ()
+
+
+def _wanted(rollout: KnownRollout, move: PlannedMove) -> Wanted | None:
+    record, is_law = rollout.record, move.required_by_law
+    if not record.wants(required_by_law=is_law):
+        return None
+    return Wanted(move.target, rollout, is_law, may_start=record.state != "paused")
 
 
 def calls_off(shards: Mapping[Shard, KnownShard], wanted: Mapping[Shard, Wanted]) -> list[CallOff]:
@@ -185,4 +184,4 @@ def _is_finished(move: PlannedMove, rollout: RolloutRecord, known: KnownShard | 
         return record.phase != Phase.OPENING
     if record.phase in (Phase.OPENING, Phase.ABORTING):
         return False
-    return not _is_wanted(rollout, move) and record.target != move.target
+    return not rollout.wants(required_by_law=move.required_by_law) and record.target != move.target

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from policy.controller.moves import KnownRollout
+from policy.cluster import KnownRollout
 from policy.records import PlanRecord, RolloutRecord
 from runtime.etcd import EtcdError
 
@@ -40,9 +40,6 @@ class Orders:
         self.plans: Mapping[str, PlanRecord] = {}
         self.changed = asyncio.Event()
         """Set at the next change, and replaced by a new one."""
-        self._advanced = asyncio.Event()
-        self.store_revision = 0
-        """Everything up to here has been seen."""
         self.loaded = asyncio.Event()
         """Set once all rollouts have been seen."""
 
@@ -60,21 +57,10 @@ class Orders:
                             if event.kind == "put":
                                 self._take(event.item)
                         await self._read_plans()
-                        self.store_revision = batch.revision
                         self._notify()
             except EtcdError as error:
                 log.warning("following the rollouts anew", reason=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_RETRY_SECONDS)
-
-    async def wait_seen(self, store_revision: int, deadline: float) -> bool:
-        """Waits until a change of the rollouts at that revision has been seen; False at the loop's `deadline`."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                while self.store_revision < store_revision:
-                    await self._advanced.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def read_drained(self) -> tuple[frozenset[str], int]:
         """IDCs that are to be emptied, and the revision of the newest order: no later one has changed that.
@@ -127,5 +113,3 @@ class Orders:
         self.loaded.set()
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
-        advanced, self._advanced = self._advanced, asyncio.Event()
-        advanced.set()

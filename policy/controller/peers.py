@@ -8,7 +8,7 @@ of a row.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -18,7 +18,7 @@ from regiongate.v1 import shard_service_pb2 as pb
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 
     from google.protobuf.message import Message
 
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from runtime.config import PeerTlsOptions
 
 _TRY_ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+NO_GATEWAY = "NO_GATEWAY"
+"""Status of a step for an IDC without a live gateway."""
+SILENT = "SILENT"
+"""Status of an import that tells nothing for too long."""
+PASSING = frozenset({NO_GATEWAY, SILENT, *(code.name for code in _TRY_ANOTHER)})
+"""Failures that waiting, or another gateway, may mend."""
 
 
 class OpeningFailed(Exception):
@@ -38,12 +44,6 @@ class StepFailed(Exception):
     def __init__(self, idc: str, status: str, why: str) -> None:
         super().__init__(f"{idc}: {status}: {why}" if why else f"{idc}: {status}")
         self.status = status
-
-
-NO_GATEWAY = "NO_GATEWAY"
-"""Status of a step for an IDC without a live gateway."""
-SILENT = "SILENT"
-"""Status of an import that tells nothing for too long."""
 
 
 class PeerCalls:
@@ -83,10 +83,11 @@ class PeerCalls:
         for address in peers:
             method: Callable[..., Any] = getattr(self._stub(address), name)
             try:
-                return await method(request, timeout=timeout, metadata=_trace(traceparent))
-            except grpc.aio.AioRpcError as error:
-                failure = StepFailed(idc, error.code().name, error.details() or "")
-                if error.code() not in _TRY_ANOTHER:
+                with _told_as_failures(idc):
+                    return await method(request, timeout=timeout, metadata=_trace(traceparent))
+            except StepFailed as error:
+                failure = error
+                if error.status not in PASSING:
                     break
         raise failure
 
@@ -94,7 +95,7 @@ class PeerCalls:
     async def importing(
         self, idc: str, peers: Sequence[str], request: pb.ImportShardRequest, *, idle: float, traceparent: str
     ) -> AsyncGenerator[AsyncIterator[pb.ImportShardResponse]]:
-        """The answers of an import, which ends with the block; raises `StepFailed`.
+        """The answers of an import by the first of the gateways, which ends with the block; raises `StepFailed`.
 
         `idle` seconds without a word end it.
         """
@@ -102,9 +103,8 @@ class PeerCalls:
             raise StepFailed(idc, NO_GATEWAY, "no gateway is live")
         call = self._stub(peers[0]).ImportShard(request, metadata=_trace(traceparent))
         try:
-            yield self._answers(idc, call, idle)
-        except grpc.aio.AioRpcError as error:
-            raise StepFailed(idc, error.code().name, error.details() or "") from error
+            with _told_as_failures(idc):
+                yield self._answers(idc, call, idle)
         finally:
             call.cancel()
 
@@ -139,6 +139,21 @@ class PeerCalls:
             )
             self._channels[address] = channel
         return cast("ShardServiceAsyncStub", ShardServiceStub(channel))
+
+
+@contextmanager
+def _told_as_failures(idc: str) -> Generator[None]:
+    """Turns what a call raises into `StepFailed`."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise StepFailed(idc, error.code().name, error.details() or "") from error
+    except (grpc.aio.UsageError, asyncio.CancelledError) as error:
+        # A channel that is closed under a call cancels it, though nobody has cancelled this task.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise StepFailed(idc, grpc.StatusCode.UNAVAILABLE.name, "the gateway has gone") from error
 
 
 def _trace(traceparent: str) -> tuple[tuple[str, str], ...]:

@@ -19,7 +19,8 @@ class ControllerSettings(Settings, EtcdOptions, PeerTlsOptions, TelemetryOptions
         description="Name of this controller, for people; made up when empty.",
     )
     lease_ttl: Seconds = Field(
-        default=timedelta(seconds=5),
+        # Writes of a shard that was being switched wait for it: below the gateways' hold_timeout, with room to spare.
+        default=timedelta(seconds=3),
         ge=timedelta(seconds=2),
         le=timedelta(minutes=5),
         description="Seconds after which another controller takes over from one that is not heard of.",

@@ -18,7 +18,7 @@ from policy import move
 from policy.cluster import KnownShard
 from policy.compile import compile_policy
 from policy.controller.decide import CallOff, KnownRollout, NoteRollout, Start, World, decide
-from policy.controller.moves import may_go_on, wanted_moves
+from policy.controller.moves import wanted_moves
 from policy.loading import load_policy
 from policy.model import Phase
 from policy.move import MoveEvent
@@ -275,7 +275,7 @@ class Moves(RuleBasedStateMachine):
         wanted = wanted_moves(rollouts, self.plans).get(SHARD)
         if wanted is None or wanted.target != self.record.target:
             return
-        assert may_go_on(wanted.rollout.record, required_by_law=wanted.required_by_law)
+        assert wanted.rollout.record.wants(required_by_law=wanted.required_by_law)
         source, target = self.idcs[self.record.owner], self.idcs[self.record.target]
         assert source.rows == target.rows, "law L3: what the source held is at the target, durably, before the switch"
         self.put(move.switch(self.record, len(target.rows), "digest"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.judge import Asking
-from gateway.row_move_law import RowMove, check_home, judge_move
+from gateway.move_checks import check_residency
+from gateway.row_move_law import RowMove, judge_move
 from policy.errors import AccessDenied, TableTooOld
 from tests.support import routing
 from tests.support.row_move_site import POLICY
@@ -52,7 +53,7 @@ def test_every_asker_and_the_new_home_must_be_allowed(arguments: tuple[str, ...]
 
 
 def test_law_l1_a_row_may_only_arrive_where_its_residency_rule_permits_it() -> None:
-    check_home(LAW, "SG", "sin")
+    check_residency(LAW, "SG", "sin")
     for region_code, idc in (("SG", "fra"), ("CN", "sin"), ("DE", "nowhere")):
         with pytest.raises(AccessDenied):
-            check_home(LAW, region_code, idc)
+            check_residency(LAW, region_code, idc)

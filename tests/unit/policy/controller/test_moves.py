@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from policy.cluster import KnownShard
+from policy.cluster import KnownRollout, KnownShard
 from policy.controller.decide import CallOff, NoteRollout, Start, World, decide
-from policy.controller.moves import KnownRollout, Limits, wanted_moves
+from policy.controller.moves import Limits, wanted_moves
 from policy.model import Phase
 from policy.records import Leftover, PlannedMove, PlanRecord, RolloutRecord, ShardRecord
 from tests.unit.policy.controller.test_decide import LAW, PEERS, every_shard
