@@ -19,6 +19,7 @@ from policy.errors import PeerUnreachable, RegiongateError
 from regiongate.v1 import shard_service_pb2 as pb
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
 from rowstore.moving.model import End
+from runtime.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -102,9 +103,7 @@ class ExportSource:
             self._give_up(line)
             raise PeerUnreachable(f"the gateway of {idc} sends nothing") from None
         except asyncio.CancelledError as error:
-            # A channel that is closed under a call cancels it, though nobody has cancelled this task.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
             raise PeerUnreachable(f"the gateway of {idc} has gone") from error
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-import grpc.aio
-
-from gateway.identity import INGRESS, ORIGIN, TRACEPARENT
+from gateway.peer_calls import hop_metadata, told_as_ours
 from gateway.scan import ScanPage
-from gateway.status import error_from_rpc
 from gateway.values import set_key
-from policy.errors import PeerUnreachable
 from policy.model import AccessDecision
 from regiongate.v1 import shard_service_pb2, types_pb2
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
@@ -56,21 +52,11 @@ class PeerScanner:
     async def _call(
         self, idc: str, request: shard_service_pb2.ScanRowsRequest, context: CallContext, deadline: float
     ) -> shard_service_pb2.ScanRowsResponse:
-        metadata = [(INGRESS, self._idc)]
-        metadata += [(ORIGIN, context.origin_idc)] if context.origin_idc else []
-        metadata += [(TRACEPARENT, context.traceparent)] if context.traceparent else []
         # The generated type of the stub is that of the blocking one.
         stub = cast("Any", ShardServiceStub(self._peers.channel(idc)))
-        try:
-            return await stub.ScanRows(request, metadata=metadata, timeout=max(0.001, deadline - self._now()))
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
-            # A channel that is closed under a call cancels it, though nobody has cancelled this task.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise PeerUnreachable(f"the gateway of {idc} has gone") from error
+        metadata, timeout = hop_metadata(self._idc, context), max(0.001, deadline - self._now())
+        with told_as_ours(idc):
+            return await stub.ScanRows(request, metadata=metadata, timeout=timeout)
 
 
 def _decision(message: types_pb2.Decision) -> AccessDecision:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
-import grpc.aio
-
-from gateway.identity import INGRESS, ORIGIN, TRACEPARENT
-from gateway.status import error_from_rpc
+from gateway.identity import INGRESS
+from gateway.peer_calls import hop_metadata, told_as_ours
 from gateway.values import read_time, set_key
-from policy.errors import PeerUnreachable
 from regiongate.v1 import shard_service_pb2 as pb
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
 from rowstore.model import Written
@@ -45,25 +41,15 @@ class RowHomes:
     ) -> row_service_pb2.MoveRowResponse:
         """Hands a whole move to the owner of the row's old home; raises what it raises, and `PeerUnreachable`."""
         forwarded = pb.ForwardMoveRowRequest(request=request, purpose=context.purpose)
-        metadata = [(INGRESS, self._idc)]
-        metadata += [(ORIGIN, context.origin_idc)] if context.origin_idc else []
-        metadata += [(TRACEPARENT, context.traceparent)] if context.traceparent else []
+        metadata = hop_metadata(self._idc, context)
         answer = await self._call(idc, lambda stub: stub.ForwardMoveRow(forwarded, metadata=metadata, timeout=seconds))
         return answer.response
 
     async def _call(self, idc: str, send: Callable[[Any], Awaitable[Any]]) -> Any:  # noqa: ANN401 (the answer's type is its method's)
         # The generated type of the stub is that of the blocking one.
         stub = cast("Any", ShardServiceStub(self._peers.channel(idc)))
-        try:
+        with told_as_ours(idc):
             return await send(stub)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        except (grpc.aio.UsageError, asyncio.CancelledError) as error:
-            # A channel that is closed under a call cancels it, though nobody has cancelled this task.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise PeerUnreachable(f"the gateway of {idc} has gone") from error
 
 
 def step_request(

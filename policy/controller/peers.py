@@ -16,6 +16,7 @@ import grpc.aio
 
 from regiongate.v1 import shard_service_pb2 as pb
 from regiongate.v1.shard_service_pb2_grpc import ShardServiceStub
+from runtime.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
@@ -149,9 +150,7 @@ def _told_as_failures(idc: str) -> Generator[None]:
     except grpc.aio.AioRpcError as error:
         raise StepFailed(idc, error.code().name, error.details() or "") from error
     except (grpc.aio.UsageError, asyncio.CancelledError) as error:
-        # A channel that is closed under a call cancels it, though nobody has cancelled this task.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_cancelled():
             raise
         raise StepFailed(idc, grpc.StatusCode.UNAVAILABLE.name, "the gateway has gone") from error
 
