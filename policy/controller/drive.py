@@ -390,8 +390,9 @@ class MoveDriver:
             return
         self.trouble = why
         log.warning("a move does not get on", region_code=self._shard[0], shard=self._shard[1], why=why)
-        with suppress(EtcdUnavailable):
-            await self._ledger.tell(record, note=why)
+        if record.phase != Phase.ABORTING:  # there it says why the move was called off
+            with suppress(EtcdUnavailable):
+                await self._ledger.tell(record, note=why)
 
     async def _stall_by_clock(self, record: ShardRecord) -> float:
         """For a driver that has not seen the drain itself."""
