@@ -159,8 +159,11 @@ async def watch_rollout(store: PolicyStore, rollout: str) -> AsyncGenerator[pb.R
         while True:
             await _first_of(following, news)
             news.clear()
-            yield await view.message()
-            if view.record.is_ended:
+            told = await view.message()
+            # Of what is told here: while the message is on its way, the rollout may end, and that must be told, too.
+            is_last = view.record.is_ended
+            yield told
+            if is_last:
                 return
             await asyncio.sleep(PAUSE_SECONDS)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import grpc.aio
 import pytest
@@ -11,6 +12,7 @@ from gateway.admission import Admission
 from gateway.identity import ClientSide
 from gateway.ladder import Ladder
 from gateway.policy_service import PolicyService
+from gateway.rollout_view import watch_rollout
 from gateway.settings import GatewaySettings
 from gateway.status import error_from_rpc
 from policy.errors import (
@@ -214,6 +216,17 @@ async def test_a_watch_tells_all_moves_first_and_then_what_has_changed_a_few_tim
     assert len(told) <= (asyncio.get_running_loop().time() - began) / 0.1 + 2
     await end_rollout(cluster, await cluster.store.rollout(applied.rollout))
     assert (await anext(states)).rollout.state == "done"
+
+
+async def test_a_rollout_that_ends_while_a_message_is_on_its_way_is_told_to_have_ended(cluster):
+    rollout = (await cluster.apply()).rollout
+    slow, quick = watch_rollout(cluster.store, rollout), watch_rollout(cluster.store, rollout)
+    async with aclosing(slow), aclosing(quick):
+        assert (await anext(slow)).state == (await anext(quick)).state == "running"
+        # The slow reader is still busy with its first message.
+        await end_rollout(cluster, await cluster.store.rollout(rollout))
+        assert [told.state async for told in quick][-1] == "done"
+        assert [told.state async for told in slow][-1] == "done"
 
 
 async def test_a_move_that_another_rollout_has_begun_is_told_by_the_one_that_has_taken_it_over(serving, cluster):
