@@ -31,7 +31,7 @@ up: $(STAMP)  ## Run the embedded stack in the foreground (data in ./data)
 	@$(BIN)/regiongate up --data-dir data --policy deploy/demo/policy.yaml --base-port 7100 $(ARGS)
 
 test: $(STAMP)  ## Run every test that guards a law (under 10 minutes)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 soak: $(STAMP)  ## Run the longer fault hunts
 	@$(BIN)/python -m pytest -m soak $(ARGS)

@@ -31,3 +31,10 @@ def stack() -> Iterator[RunningStack]:
     no policy, and kill nothing."""
     with running_stack(trace_sample_ratio=1.0) as running:
         yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets `make test` run the attacks beside everything else: most of both is waiting for other processes."""
+    for item in items:
+        group = "attacks" if "tests/fault/" in item.nodeid else "others"
+        item.add_marker(pytest.mark.xdist_group(group))
