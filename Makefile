@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP)  ## Start four data centres and watch real rows go where the law says
+demo: $(STAMP)  ## Start five data centres and watch real rows go where the law says
 	@$(BIN)/regiongate demo $(ARGS)
 
 up: $(STAMP)  ## Run the embedded stack in the foreground (data in ./data)

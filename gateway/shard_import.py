@@ -207,7 +207,7 @@ class ShardImports:
         """One export, from where the import is, to its end."""
         move, is_final = this.move, this.closed_at_seq is not None
         self._checks.check_lawful(move.region_code, self._idc)
-        start = await self._mover.begin_import(step_of(move))
+        start = await self._mover.begin_import(step_of(move), is_final=is_final)
         this.note(start)
         exported = self._source.export(move, start, is_final=is_final, traceparent=this.call.context.traceparent)
         parts = self._lawful(move.region_code, exported)

@@ -1,4 +1,4 @@
-"""`regiongate demo`: four data centres, real rows, and proof of where they lie."""
+"""`regiongate demo`: five data centres, real rows, and proof of where they lie."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def demo(
     """Run the demo: about a minute, no network. Exit code 0 only when every row lies where its law says."""
     from regiongate.demo.run import run  # noqa: PLC0415 (the demo's data takes a while to import)
 
-    say("regiongate demo: four data centres on this machine, with real etcd and PostgreSQL")
+    say("regiongate demo: five data centres on this machine, with real etcd and PostgreSQL")
     code = run_async(run(data_dir, keep=keep))
     raise typer.Exit(code)

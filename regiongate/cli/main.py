@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "demo": "Start four data centres and watch real rows go where the law says.",
+    "demo": "Start five data centres and watch real rows go where the law says.",
     "up": "Run the whole embedded stack in the foreground.",
     "policy": "Check, plan, apply and read the rules.",
     "rows": "Read and write rows.",

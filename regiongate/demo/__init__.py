@@ -1,1 +1,1 @@
-"""`regiongate demo`: real rows, four data centres, and proof that each row lies where its country's law says."""
+"""`regiongate demo`: real rows, five data centres, and proof that each row lies where its country's law says."""

@@ -31,11 +31,16 @@ if TYPE_CHECKING:
 
 
 async def begin(
-    database: Database, connections: MoveConnections, step: MoveStep, shard_tables: Sequence[ShardTable]
+    database: Database,
+    connections: MoveConnections,
+    step: MoveStep,
+    shard_tables: Sequence[ShardTable],
+    *,
+    is_urgent: bool,
 ) -> ImportProgress:
     """See `rowstore.moving.Mover.begin_import`."""
     await fence_steps.begin_import(database, step)
-    async with connections.take(is_urgent=False) as connection:
+    async with connections.take(is_urgent=is_urgent) as connection:
         found = await progresses.find(connection, step)
         if found is None:
             await _clear(connection, step, shard_tables)

@@ -94,9 +94,12 @@ class Mover:
 
     # ---- at the target ----------------------------------------------------------------------------------------------
 
-    async def begin_import(self, step: MoveStep) -> ImportProgress:
-        """Lets an attempt begin or go on; a new one first deletes whatever lies here of the shard."""
-        return await importing.begin(self._database, self._connections, step, self._shard_tables)
+    async def begin_import(self, step: MoveStep, *, is_final: bool = False) -> ImportProgress:
+        """Lets an attempt begin or go on; a new one first deletes whatever lies here of the shard.
+
+        In the last round (`is_final`) it waits for no bulk copy.
+        """
+        return await importing.begin(self._database, self._connections, step, self._shard_tables, is_urgent=is_final)
 
     def import_parts(
         self,

@@ -174,7 +174,7 @@ class MovePair:
 
     async def copy(self, step: MoveStep = STEP, *, closed_at_seq: int | None = None) -> ImportProgress:
         """One import, from where it was; returns the last progress."""
-        progress = await self.receiver.begin_import(step)
+        progress = await self.receiver.begin_import(step, is_final=closed_at_seq is not None)
         parts = self.parts(step, progress, is_final=closed_at_seq is not None)
         told = self.receiver.import_parts(step, parts, begun=progress, closed_at_seq=closed_at_seq)
         async with aclosing(parts), aclosing(told):

@@ -97,7 +97,7 @@ class NotingMover:
         for part in self.parts:
             yield part
 
-    async def begin_import(self, *_):
+    async def begin_import(self, *_, **__):
         self.steps.append("begin_import")
         return ImportProgress(len(self.loaded), None, 9, len(self.loaded), 0)
 
@@ -360,7 +360,7 @@ async def test_an_import_goes_on_while_much_changes_and_says_that_it_is_done_onl
     side, call = Side("lon", WAY[Phase.COPYING]), HandCall()
     side.mover.loaded = [None] * 1000  # as many changes as one export carries
 
-    async def begin_import(_):
+    async def begin_import(_, **__):
         told = len(call.sent)
         if len(side.mover.loaded) > 1000:
             await until(lambda: len(call.sent) > told)
