@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
 class Limits:
     """How many moves may be under way at a time."""
 
-    per_pair: int = 2
+    per_pair: int = 1
     """From one IDC to one other."""
     per_idc: int = 4
     """That an IDC takes part in, as source or target."""

@@ -28,7 +28,7 @@ class ControllerSettings(Settings, EtcdOptions, PeerTlsOptions, TelemetryOptions
     open_timeout: Seconds = Field(
         default=timedelta(seconds=5), gt=timedelta(), description="Seconds that an IDC has for one step of its fences."
     )
-    moves_per_pair: int = Field(default=2, ge=1, le=64, description="Shards that may move between two IDCs at a time.")
+    moves_per_pair: int = Field(default=1, ge=1, le=64, description="Shards that may move between two IDCs at a time.")
     moves_per_idc: int = Field(default=4, ge=1, le=256, description="Moves that an IDC may take part in at a time.")
     stall_limit: Seconds = Field(
         default=timedelta(seconds=3),
