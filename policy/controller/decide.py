@@ -199,15 +199,18 @@ def _openings(world: World, shards: list[tuple[str, int, str]]) -> Iterable[Open
 def _notes(world: World, remaining: int, sentence: str) -> Iterable[NoteRollout]:
     for record, mod_revision in world.rollouts:
         plan = world.plans.get(record.rollout)
-        left = len(unfinished(plan, record, world.shards)) if plan is not None else 0
-        left += remaining if record.kind == "policy" else 0
+        first = remaining if record.kind == "policy" else 0
+        moves = plan.moves if plan is not None else ()
+        left = first + len(unfinished(moves, record, world.shards))
+        # A move that was called off has come to its end, and is yet not done.
+        undone = first + len(unfinished(moves, record, world.shards, is_arrival_wanted=True))
         state = record.state
         if not left:
             state = "cancelled" if record.state == "cancelling" else "done"
         wanted = replace(
             record,
             state=state,
-            shards_done=max(0, record.shards_total - left),
+            shards_done=max(0, record.shards_total - undone),
             end_time=world.now if not left else "",
             note=sentence,
         )

@@ -169,12 +169,25 @@ class _Places:
         self._idcs.update(set(pair))
 
 
-def unfinished(plan: PlanRecord, record: RolloutRecord, shards: Mapping[Shard, KnownShard]) -> list[PlannedMove]:
-    """The moves of a rollout that have not come to their end: there and purged, or called off and purged."""
-    return [move for move in plan.moves if not _is_finished(move, record, shards.get((move.region_code, move.shard)))]
+def unfinished(
+    moves: Iterable[PlannedMove],
+    record: RolloutRecord,
+    shards: Mapping[Shard, KnownShard],
+    *,
+    is_arrival_wanted: bool = False,
+) -> list[PlannedMove]:
+    """The moves of a rollout that have not come to their end: there and purged, or called off and purged.
+
+    With `is_arrival_wanted`, only the former counts.
+    """
+    return [
+        move
+        for move in moves
+        if not _is_finished(move, record, shards.get((move.region_code, move.shard)), is_arrival_wanted)
+    ]
 
 
-def _is_finished(move: PlannedMove, rollout: RolloutRecord, known: KnownShard | None) -> bool:
+def _is_finished(move: PlannedMove, rollout: RolloutRecord, known: KnownShard | None, is_arrival_wanted: bool) -> bool:
     if known is None:
         return True
     record = known.record
@@ -182,6 +195,6 @@ def _is_finished(move: PlannedMove, rollout: RolloutRecord, known: KnownShard | 
         return False
     if record.owner == move.target:
         return record.phase != Phase.OPENING
-    if record.phase in (Phase.OPENING, Phase.ABORTING):
+    if is_arrival_wanted or record.phase in (Phase.OPENING, Phase.ABORTING):
         return False
     return not rollout.wants(required_by_law=move.required_by_law) and record.target != move.target
