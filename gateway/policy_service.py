@@ -31,7 +31,7 @@ from gateway.rollout_view import RolloutView, watch_rollout
 from gateway.status import abort, to_finding_message
 from policy.apply import Draft, apply_policy, prepare
 from policy.errors import InvalidInput, LimitReached, PolicyRejected
-from policy.estimate import copy_rates, estimate_seconds
+from policy.estimate import Load, estimate_seconds, read_pace
 from policy.loading import load_policy
 from policy.records import DrainRecord, RolloutRecord
 from policy.rollouts import Orders, Signature
@@ -267,11 +267,12 @@ class PolicyService(PolicyServiceServicer):
         """Seconds that the moves will take; None when what is copied is not known, or how fast."""
         if not moved or any(move.key not in measured.sizes for move in moved):
             return None
-        rows: dict[tuple[str, str], int] = {}
+        loads: dict[tuple[str, str], Load] = {}
         for move in moved:
             pair = move.from_idc, move.to_idc
-            rows[pair] = rows.get(pair, 0) + measured.sizes[move.key][0]
-        return estimate_seconds(rows, await copy_rates(self._store))
+            known = loads.get(pair, Load(0, 0))
+            loads[pair] = Load(known.moves + 1, known.rows + measured.sizes[move.key][0])
+        return estimate_seconds(loads, await read_pace(self._store))
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """What a caller that gives up has begun is brought to its end, and logged."""

@@ -357,7 +357,7 @@ class PlanPolicyResponse(google.protobuf.message.Message):
     parent: builtins.int
     """The revision that the plan starts from; 0 when there is none."""
     estimated_seconds: builtins.float
-    """From the copy rates of earlier moves; not set when none has been seen or nothing is copied."""
+    """From how fast earlier moves were; not set when none of some size has been seen."""
     fingerprint: builtins.str
     """Stands for all that would be done: `apply` refuses when it is no longer that."""
     @property
