@@ -211,3 +211,18 @@ async def move_pair(source: RowDatabase, target: RowDatabase) -> AsyncIterator[M
     """Movers on two databases."""
     async with Mover(source.database) as sender, Mover(target.database) as receiver:
         yield MovePair(source, target, sender, receiver)
+
+
+async def fill(pair: MovePair, rows: int = 300, prefix: str = "k", *, request_id: str = "") -> None:
+    """Writes rows into the shard that is to move."""
+    for start in range(0, rows, 1000):
+        writes = [
+            put(f"{prefix}{i}", {"name": f"n{i}", "spend": i}, request_id=request_id)
+            for i in range(start, min(rows, start + 1000))
+        ]
+        await pair.source.store.write(CUSTOMERS, writes)
+
+
+async def assert_equal(pair: MovePair) -> None:
+    """Both databases hold the same of the shard."""
+    assert await pair.source.contents() == await pair.target.contents()
