@@ -7,8 +7,6 @@ by bytes (collation "C"), so that key order is the same in every IDC, whatever i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -156,32 +154,6 @@ shard_purges: Final = Table(
 )
 """The new owner was found to have the very rows that lay here, so a purge that was cut short may go on."""
 
-
-class Travels(Enum):
-    """How a system table's rows go along when their shard moves."""
-
-    BY_TIME = "by time"
-    """In rounds, by an `update_time` that never runs backwards inside a shard. A row is never changed."""
-    WHOLE = "whole"
-    """All at once, when the source is closed: for tables of few rows a shard, which change only while it is served."""
-
-
-@dataclass(frozen=True)
-class ShardTable:
-    """A system table whose rows belong to a shard (`region_code`, `shard`)."""
-
-    table: Table
-    travels: Travels
-    on_close: str = ""
-    """A statement to run once the fence of shard `$2` of RegionCode `$1` is closed; more than once does no harm."""
-
-
-SHARD_TABLES: Final[tuple[ShardTable, ...]] = (
-    ShardTable(write_requests, Travels.BY_TIME),
-    ShardTable(row_departures, Travels.WHOLE),
-    ShardTable(row_arrivals, Travels.WHOLE),
-)
-"""System tables that travel with a shard, as the datasets' tables do."""
 
 SYSTEM_COLUMNS: Final = ("region_code", "key", "shard", "seq", "update_time", "deleted")
 """Columns of every dataset's table; no column of a policy may have such a name."""

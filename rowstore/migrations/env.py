@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from rowstore.jobs import tables as _job_tables  # noqa: F401 (they belong to the metadata)
 from rowstore.tables import system_metadata
 
 context.configure(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rowstore.database import Connection
     from rowstore.moving.layout import Layouts
     from rowstore.moving.model import MoveStep, TableLayout
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 BATCH_ROWS: Final = 20_000
 """Rows that are deleted in one transaction."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rowstore.moving.connections import MoveConnections
     from rowstore.moving.layout import Layouts
     from rowstore.moving.model import ExportPart, MoveStep, TableLayout
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 CHUNK_BYTES: Final = 256 * 1024
 """Small pieces of a COPY are joined until they have so many bytes."""

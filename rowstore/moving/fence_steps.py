@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rowstore.database import Database
     from rowstore.fences import FenceState
     from rowstore.moving.model import MoveStep
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 _HERE: Final = "f.region_code = $1 AND f.shard = $2"
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rowstore.moving.connections import MoveConnections
     from rowstore.moving.model import ExportPart, ImportProgress, MoveStep
     from rowstore.moving.progress import Progress
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 
 async def begin(

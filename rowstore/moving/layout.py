@@ -1,6 +1,6 @@
 """The tables that travel with a shard, as the database has them.
 
-The datasets' tables are found in the catalog, not in the policy: what lies there belongs to somebody, whatever this
+The tables of datasets and of jobs are found in the catalog, not in the policy: what lies there belongs to somebody, whatever this
 gateway knows of the newest policy. Source and target may have made their columns in different orders, so columns
 travel by name, in the source's order.
 """
@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Final
 from policy.errors import SchemaDiffers
 from rowstore.moving.connections import fetch_all
 from rowstore.moving.model import TableLayout
-from rowstore.tables import Travels
+from rowstore.shard_tables import EFFECTS_PREFIX, Travels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rowstore.database import Connection
     from rowstore.moving.connections import MoveConnections
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 _COLUMNS: Final = r"""
 SELECT c.relname::text AS table_name, array_agg(a.attname::text ORDER BY a.attnum) AS columns,
     array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS types
 FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
-    AND (c.relname LIKE 'rows\_%' OR c.relname = ANY ($1::text[]))
+    AND (c.relname LIKE 'rows\_%' OR c.relname LIKE 'effects\_%' OR c.relname = ANY ($1::text[]))
 GROUP BY c.relname ORDER BY c.relname
 """
 
@@ -74,6 +74,8 @@ def arrange(layouts: Iterable[TableLayout], shard_tables: Sequence[ShardTable]) 
         way = ways.get(layout.table)
         if way is not None:
             others[way].append(layout)
+        elif layout.table.startswith(EFFECTS_PREFIX) and {"region_code", "shard"} <= set(layout.columns):
+            others[Travels.WHOLE].append(layout)
         elif layout.table.startswith("rows_") and {"region_code", "key", "shard", "seq"} <= set(layout.columns):
             by_seq.append(layout)
         else:

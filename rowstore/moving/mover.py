@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from rowstore.moving import exporting, fence_steps, importing, layout, purging, sizes
 from rowstore.moving.connections import MoveConnections
-from rowstore.tables import SHARD_TABLES
+from rowstore.shard_tables import SHARD_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rowstore.fences import FenceState
     from rowstore.model import ShardEpoch
     from rowstore.moving.model import ExportPart, ImportProgress, MoveStep, PurgeProof, ShardDigest, ShardSize
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 
 class Mover:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rowstore.database import Connection, Database
     from rowstore.moving.connections import MoveConnections
     from rowstore.moving.model import MoveStep
-    from rowstore.tables import ShardTable
+    from rowstore.shard_tables import ShardTable
 
 _FENCE: Final = "SELECT mode, epoch, attempt FROM shard_fences WHERE region_code = $1 AND shard = $2"
 

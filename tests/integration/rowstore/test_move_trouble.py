@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, Text
 from policy.errors import DatabaseUnavailable, DigestMismatch, StaleAttempt
 from rowstore.database import Database
 from rowstore.moving import Head, Mover, SliceEnd, connections
-from rowstore.tables import SHARD_TABLES, ShardTable, Travels
+from rowstore.shard_tables import SHARD_TABLES, ShardTable, Travels
 from tests.support.row_databases import CUSTOMERS, STEP, MovePair, assert_equal, delete, fill, put
 from tests.support.tcp_proxy import TcpProxy
 
