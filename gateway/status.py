@@ -31,6 +31,7 @@ from policy.errors import (
     RowExists,
     RowNotFound,
     Unavailable,
+    UnknownJob,
     error_from_wire,
 )
 from policy.findings import Finding, Severity
@@ -55,6 +56,7 @@ STATUS_OF: Mapping[type[RegiongateError], grpc.StatusCode] = {
     RowNotFound: grpc.StatusCode.NOT_FOUND,
     RowExists: grpc.StatusCode.ALREADY_EXISTS,
     RevisionNotFound: grpc.StatusCode.NOT_FOUND,
+    UnknownJob: grpc.StatusCode.NOT_FOUND,
     AccessDenied: grpc.StatusCode.PERMISSION_DENIED,
     NotOwnedHere: grpc.StatusCode.FAILED_PRECONDITION,
     IllegalMove: grpc.StatusCode.FAILED_PRECONDITION,

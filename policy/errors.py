@@ -9,10 +9,13 @@ RegiongateError
 │   ├── UnknownIdc               the policy has no IDC of this name
 │   ├── UnknownShard             the RegionCode has no shard of this number
 │   ├── InvalidPageToken
+│   ├── InvalidJob               a job's definition that breaks a rule
+│   │   └── JobConflict          two jobs of one name that are not the same
 │   └── PolicyRejected           a policy document, with all its findings
 ├── RowNotFound
 ├── RowExists                    a row of this key lives where another one should go
 ├── RevisionNotFound             a policy revision or rollout that does not exist
+├── UnknownJob                   no job of this name was ever run there
 ├── AccessDenied                 a residency or access rule says no
 ├── NotOwnedHere                 the owner is elsewhere, and named
 ├── IllegalMove                  a step that a move or rollout does not allow where it stands
@@ -22,6 +25,7 @@ RegiongateError
 ├── Conflict                     read again, decide again
 │   ├── StaleEpoch
 │   ├── StaleAttempt             a step of a move that has been called off
+│   ├── ClaimLost                a shard that another runner has taken, or that has left
 │   ├── PlanChanged              applying would do something else than the plan that was saved
 │   ├── RevisionConflict
 │   └── VersionConflict
@@ -150,6 +154,20 @@ class InvalidPageToken(InvalidInput):
 
 
 @dataclass(eq=False)
+class InvalidJob(InvalidInput):
+    """A job's definition breaks a rule; `field_name` is the argument of `regiongate.job`."""
+
+    reason: ClassVar[str] = "INVALID_JOB"
+
+
+@dataclass(eq=False)
+class JobConflict(InvalidJob):
+    """Two jobs have one name and are not the same."""
+
+    reason: ClassVar[str] = "JOB_CONFLICT"
+
+
+@dataclass(eq=False)
 class PolicyRejected(InvalidInput):
     """The policy document does not stand; every finding is here."""
 
@@ -177,6 +195,13 @@ class RevisionNotFound(RegiongateError):
     """No policy revision or rollout has this number."""
 
     reason: ClassVar[str] = "REVISION_NOT_FOUND"
+
+
+@dataclass(eq=False)
+class UnknownJob(RegiongateError):
+    """No job of this name was ever run in the IDCs asked."""
+
+    reason: ClassVar[str] = "UNKNOWN_JOB"
 
 
 @dataclass(eq=False)
@@ -248,6 +273,13 @@ class StaleAttempt(Conflict):
     """A step of an attempt to move a shard that has been called off, or that the fence does not allow; no change."""
 
     reason: ClassVar[str] = "STALE_ATTEMPT"
+
+
+@dataclass(eq=False)
+class ClaimLost(Conflict):
+    """Another runner has taken the shard, or it has left this IDC: what the batch did is rolled back (law L5)."""
+
+    reason: ClassVar[str] = "CLAIM_LOST"
 
 
 @dataclass(eq=False)

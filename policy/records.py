@@ -229,6 +229,23 @@ class GatewayRecord(Record):
     """The newest revision whose datasets its IDC's database has."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunnerRecord(Record):
+    """`runners/<idc>/<id>`, leased: a live job runner, and what it runs."""
+
+    runner: str
+    """The last part of its key: no two processes share one, whatever they are called."""
+    idc: str
+    jobs: tuple[str, ...] = ()
+    """Names of the jobs that it runs, sorted."""
+    metrics: str = ""
+    """Base URL of its /metrics, /healthz and /readyz."""
+
+    def __post_init__(self) -> None:
+        """JSON knows no tuples."""
+        object.__setattr__(self, "jobs", tuple(self.jobs))
+
+
 class Keys:
     """Names of the keys of one cluster, below `/regiongate/<cluster>/`."""
 
@@ -248,6 +265,7 @@ class Keys:
         self.audit_entries = f"{self.audit}entries/"
         self.audit_head = f"{self.audit}head"
         self.gateways = f"{self.root}gateways/"
+        self.runners = f"{self.root}runners/"
         self.controller_election = f"{self.root}election/controller"
 
     def policy_revision(self, revision: int) -> str:
@@ -285,6 +303,14 @@ class Keys:
     def gateway(self, idc: str, gateway: str) -> str:
         """Key of one gateway."""
         return f"{self.gateways}{idc}/{gateway}"
+
+    def runners_of(self, idc: str) -> str:
+        """Prefix of the job runners of an IDC."""
+        return f"{self.runners}{idc}/"
+
+    def runner(self, idc: str, runner: str) -> str:
+        """Key of one job runner."""
+        return f"{self.runners_of(idc)}{runner}"
 
     def parse_shard(self, key: str) -> tuple[str, int]:
         """RegionCode and number of a shard's key; raises `ValueError` when it is not one."""

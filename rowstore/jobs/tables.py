@@ -44,11 +44,11 @@ job_offsets: Final = Table(
     Column("shard", Integer, primary_key=True),
     # Everything up to this sequence (in a global scan: position) has been handled.
     Column("seq", BigInteger, nullable=False, server_default=_ZERO),
-    # Goes up whenever a runner takes the shard, and when the shard is closed: a commit with an older one changes nothing.
+    # Goes up whenever a runner takes the shard, and when it is closed: a commit with an older one changes nothing.
     Column("token", BigInteger, nullable=False, server_default=_ZERO),
     # Who took it last; for people.
     Column("runner", Text, nullable=False, server_default=_EMPTY),
-    # The newest firing that this shard has had its pass for, and the epoch in which: another owner's clock says nothing.
+    # The newest firing that it has had its pass for, and the epoch in which: another owner's clock says nothing.
     Column("pass_time", TIME_TYPE),
     Column("pass_epoch", BigInteger, nullable=False, server_default=_ZERO),
     Column("rows", BigInteger, nullable=False, server_default=_ZERO),

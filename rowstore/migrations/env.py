@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from rowstore.jobs import tables as _job_tables  # noqa: F401 (they belong to the metadata)
-from rowstore.tables import system_metadata
+from rowstore.jobs.tables import jobs
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=system_metadata,
+    # Of all system tables: those of jobs are loaded with them.
+    target_metadata=jobs.metadata,
     transactional_ddl=True,
     compare_server_default=True,
 )

@@ -1,8 +1,8 @@
 """The tables that travel with a shard, as the database has them.
 
-The tables of datasets and of jobs are found in the catalog, not in the policy: what lies there belongs to somebody, whatever this
-gateway knows of the newest policy. Source and target may have made their columns in different orders, so columns
-travel by name, in the source's order.
+The tables of datasets and of jobs are found in the catalog, not in the policy: what lies there belongs to somebody,
+whatever this gateway knows of the newest policy. Source and target may have made their columns in different orders, so
+columns travel by name, in the source's order.
 """
 
 from __future__ import annotations
