@@ -20,7 +20,8 @@ KEPT: Final = 1000
 
 _SCHEDULE: Final = """
 WITH moved AS (
-    UPDATE jobs SET last_scheduled = $3 WHERE job = $1 AND last_scheduled IS NOT DISTINCT FROM $2 RETURNING 1
+    UPDATE jobs SET last_scheduled = $3, next_scheduled = $6
+    WHERE job = $1 AND last_scheduled IS NOT DISTINCT FROM $2 RETURNING 1
 ), fired AS (
     INSERT INTO job_firings (job, scheduled_time, origin, misfires)
     SELECT $1, t, 'schedule', $5 FROM unnest($4::timestamptz[]) AS t WHERE EXISTS (SELECT FROM moved)
@@ -77,13 +78,14 @@ async def schedule(
     known: datetime | None,
     through: datetime,
     times: Sequence[datetime],
+    upcoming: datetime | None = None,
     misfires: int = 0,
 ) -> bool:
-    """Fires scheduled times, and notes that all up to `through` are decided.
+    """Fires scheduled times, and notes that all up to `through` are decided and which one is `upcoming`.
 
     Returns False, and does nothing, when somebody else has decided since `known` was read (`JobRecord.last_scheduled`).
     """
-    (record,) = await fetch(_SCHEDULE, job, known, through, list(times), misfires)
+    (record,) = await fetch(_SCHEDULE, job, known, through, list(times), misfires, upcoming)
     return record[0] > 0
 
 

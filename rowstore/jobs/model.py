@@ -36,6 +36,7 @@ class JobRecord:
     is_paused: bool = False
     paused_by: str = ""
     last_scheduled: datetime | None = None
+    next_scheduled: datetime | None = None
     create_time: datetime | None = None
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DOORBELL: Final = "regiongate_jobs"
 """Channel of PostgreSQL's NOTIFY: something for jobs has changed in this database. The payload is empty."""
 
-_COLUMNS: Final = "job, dataset, scan, kind, definition, is_paused, paused_by, last_scheduled, create_time"
+_COLUMNS: Final = "job, dataset, scan, kind, definition, is_paused, paused_by, last_scheduled, next_scheduled, create_time"
 
 _REGISTER: Final = f"""
 INSERT INTO jobs AS j (job, dataset, scan, kind, definition) VALUES ($1, $2, $3, $4, $5)

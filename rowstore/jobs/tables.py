@@ -32,6 +32,7 @@ jobs: Final = Table(
     Column("paused_by", Text, nullable=False, server_default=_EMPTY),
     # The newest scheduled time that was turned into a firing, or passed over. By this database's clock.
     Column("last_scheduled", TIME_TYPE),
+    Column("next_scheduled", TIME_TYPE),
     Column("create_time", TIME_TYPE, nullable=False, server_default=_NOW),
 )
 """Every job that was ever run in this IDC."""

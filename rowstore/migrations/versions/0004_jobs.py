@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("is_paused", sa.Boolean, nullable=False, server_default=FALSE),
         sa.Column("paused_by", sa.Text, nullable=False, server_default=EMPTY),
         sa.Column("last_scheduled", TIME),
+        sa.Column("next_scheduled", TIME),
         sa.Column("create_time", TIME, nullable=False, server_default=NOW),
         sa.PrimaryKeyConstraint("job", name="jobs_pkey"),
     )
