@@ -33,7 +33,9 @@ MAX_EXPRESSION: Final = 200
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK: Final = timedelta(microseconds=1)
 _LOOK: Final = timedelta(hours=12)
-"""No time zone changes its clock and changes it back within so short a time."""
+"""No place changes its clock and changes it back within so short a time."""
+_LONGEST_JUMP: Final = timedelta(hours=25)
+"""Samoa once left out a whole day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +171,8 @@ def _first_showing(local: datetime, zone: ZoneInfo) -> datetime:
     found = local.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if _shown(found, zone) == local:
         return found
-    before, after = found - _LOOK, found + _LOOK
-    return _first_change(before, after, zone) or found
+    # Python reads a time that is left out by the clock as it was, so `found` is after the jump.
+    return _first_change(found - _LONGEST_JUMP, found, zone) or found
 
 
 def _next_shown(cron: Cron, time: datetime) -> datetime | None:
