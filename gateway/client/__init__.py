@@ -16,6 +16,7 @@ from gateway.client.model import (
     TlsFiles,
 )
 from gateway.client.opening import connect
+from gateway.client.ownership import Ownership, ShardSet
 
 __all__ = [
     "Client",
@@ -24,12 +25,14 @@ __all__ = [
     "Decision",
     "Delete",
     "MoveReceipt",
+    "Ownership",
     "Page",
     "Put",
     "Receipt",
     "RouteChange",
     "Row",
     "ShardOwner",
+    "ShardSet",
     "TlsFiles",
     "connect",
 ]

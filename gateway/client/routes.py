@@ -108,6 +108,10 @@ class Routes:
         shards = self._next.get(region_code)
         return shard_of(key, len(shards)) if shards else 0
 
+    def shard_counts(self) -> dict[str, int]:
+        """Into how many shards each RegionCode is cut."""
+        return {region_code: len(shards) for region_code, shards in self._next.items()}
+
     def owner_of(self, region_code: str, key: str | int) -> ShardOwner:
         """Who owns the key's shard, as far as is known here.
 
