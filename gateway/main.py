@@ -31,6 +31,9 @@ from gateway.engine import Engine
 from gateway.exchange import ExchangeShared
 from gateway.export_source import ExportSource
 from gateway.identity import ClientSide, PeerSide
+from gateway.job_local import LocalJobs
+from gateway.job_peers import JobPeers
+from gateway.job_service import JobService, PeerJobService
 from gateway.ladder import Ladder
 from gateway.limits import EngineSettings, PeerSettings
 from gateway.listing import Lister
@@ -195,8 +198,11 @@ class Gateway:
         self._clients.serve_rows(RowService(clients, shared, lister, self._row_mover))
         self._clients.serve_routes(RoutingService(clients, idc, view))
         self._clients.serve_policies(PolicyService(clients, policies, PeerMeasures(idc, view, _connector(settings))))
+        jobs = LocalJobs(idc, view, self._database, policies)
+        self._clients.serve_jobs(JobService(clients, jobs, JobPeers(idc, view, self._peers), policies.audit))
         peers = Ladder(self._admission, PeerSide(has_tls=settings.has_peer_tls), tracing, idc)
         self._peer_side.serve_exchange(ExchangeService(peers, shared))
+        self._peer_side.serve_jobs(PeerJobService(peers, jobs))
         self._peer_side.serve_shards(self._make_shard_service(peers, scanner, decisions))
 
     def _make_shard_service(self, ladder: Ladder, scanner: Scanner, decisions: DecisionMessages) -> ShardService:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.audit_service import list_entries
 from gateway.ladder import unary
@@ -38,9 +38,10 @@ from policy.rollouts import Orders, Signature
 from policy.store import told_as_ours
 from regiongate.v1 import policy_service_pb2 as pb
 from regiongate.v1.policy_service_pb2_grpc import PolicyServiceServicer
+from runtime.tasks import Begun
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     import grpc.aio
 
@@ -53,8 +54,6 @@ DEFAULT_APPLY_SECONDS = 30.0
 DEADLINE_MARGIN = 0.5
 """Seconds kept of the caller's deadline, so that the answer still reaches it."""
 MAX_WATCHES = 64
-
-T = TypeVar("T")
 
 
 class PolicyService(PolicyServiceServicer):
@@ -73,7 +72,7 @@ class PolicyService(PolicyServiceServicer):
         self._orders = Orders(store)
         self._measures = measures
         self._watches = asyncio.Semaphore(MAX_WATCHES)
-        self._begun: set[asyncio.Task[Any]] = set()
+        self._begun = Begun()
 
     @unary
     async def GetPolicy(  # noqa: N802, D102
@@ -149,7 +148,7 @@ class PolicyService(PolicyServiceServicer):
             request.rebalance,
             request.plan_fingerprint,
         )
-        applied = await self._to_its_end(
+        applied = await self._begun.finish(
             apply_policy(self._store, draft, deadline=_deadline(call), validate_only=request.validate_only)
         )
         return pb.ApplyPolicyResponse(
@@ -213,7 +212,7 @@ class PolicyService(PolicyServiceServicer):
     async def CancelRollout(  # noqa: N802, D102
         self, request: pb.CancelRolloutRequest, _call: Call
     ) -> pb.CancelRolloutResponse:
-        cancelled = await self._to_its_end(self._orders.cancel(request.rollout, request.author))
+        cancelled = await self._begun.finish(self._orders.cancel(request.rollout, request.author))
         return pb.CancelRolloutResponse(
             rollout=rollout_message(cancelled.record),
             going_on=[move_message(move, phase, None) for move, phase in cancelled.going_on],
@@ -224,7 +223,7 @@ class PolicyService(PolicyServiceServicer):
         self, request: pb.PauseRolloutRequest, _call: Call
     ) -> pb.PauseRolloutResponse:
         return pb.PauseRolloutResponse(
-            rollout=rollout_message(await self._to_its_end(self._orders.pause(request.rollout)))
+            rollout=rollout_message(await self._begun.finish(self._orders.pause(request.rollout)))
         )
 
     @unary
@@ -232,7 +231,7 @@ class PolicyService(PolicyServiceServicer):
         self, request: pb.ResumeRolloutRequest, _call: Call
     ) -> pb.ResumeRolloutResponse:
         return pb.ResumeRolloutResponse(
-            rollout=rollout_message(await self._to_its_end(self._orders.resume(request.rollout)))
+            rollout=rollout_message(await self._begun.finish(self._orders.resume(request.rollout)))
         )
 
     @unary
@@ -241,14 +240,14 @@ class PolicyService(PolicyServiceServicer):
     ) -> pb.MoveShardResponse:
         signature = Signature(request.author, request.message, call.traceparent)
         order = self._orders.move_shard(request.region_code, request.shard, request.to_idc, signature)
-        return pb.MoveShardResponse(rollout=(await self._to_its_end(order)).rollout)
+        return pb.MoveShardResponse(rollout=(await self._begun.finish(order)).rollout)
 
     @unary
     async def DrainIdc(  # noqa: N802, D102
         self, request: pb.DrainIdcRequest, call: Call
     ) -> pb.DrainIdcResponse:
         signature = Signature(request.author, request.message, call.traceparent)
-        drained = await self._to_its_end(self._orders.drain_idc(request.idc, signature))
+        drained = await self._begun.finish(self._orders.drain_idc(request.idc, signature))
         return pb.DrainIdcResponse(
             rollout=drained.rollout, moved=change_messages(drained.moved), stuck=map(stuck_message, drained.stuck)
         )
@@ -257,7 +256,7 @@ class PolicyService(PolicyServiceServicer):
     async def UndrainIdc(  # noqa: N802, D102
         self, request: pb.UndrainIdcRequest, _call: Call
     ) -> pb.UndrainIdcResponse:
-        await self._to_its_end(self._orders.undrain_idc(request.idc, request.author))
+        await self._begun.finish(self._orders.undrain_idc(request.idc, request.author))
         return pb.UndrainIdcResponse()
 
     async def _measure(self, moved: Sequence[ShardMove]) -> Measured:
@@ -273,18 +272,6 @@ class PolicyService(PolicyServiceServicer):
             known = loads.get(pair, Load(0, 0))
             loads[pair] = Load(known.moves + 1, known.rows + measured.sizes[move.key][0])
         return estimate_seconds(loads, await read_pace(self._store))
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """What a caller that gives up has begun is brought to its end, and logged."""
-        task = asyncio.create_task(work)
-        self._begun.add(task)
-        task.add_done_callback(self._forget)
-        return await asyncio.shield(task)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._begun.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen here, since the caller may have gone
 
 
 def _deadline(call: Call) -> float:

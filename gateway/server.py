@@ -14,6 +14,8 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from regiongate.v1 import (
+    job_service_pb2,
+    job_service_pb2_grpc,
     policy_service_pb2,
     policy_service_pb2_grpc,
     routing_service_pb2,
@@ -97,6 +99,11 @@ class Listener:
         """Adds ShardService."""
         shard_service_pb2_grpc.add_ShardServiceServicer_to_server(service, self.server)
         self._names.append(shard_service_pb2.DESCRIPTOR.services_by_name["ShardService"].full_name)
+
+    def serve_jobs(self, service: job_service_pb2_grpc.JobServiceServicer) -> None:
+        """Adds JobService."""
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(service, self.server)
+        self._names.append(job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name)
 
     def bind(self, address: Address, credentials: grpc.ServerCredentials | None) -> Address:
         """Binds the address and returns it with the port that it got; raises `CannotListen`."""

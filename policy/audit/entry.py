@@ -21,7 +21,7 @@ from policy.records import Record
 
 GENESIS: Final = "0" * 64
 """What the first entry names as the hash before it."""
-Kind = Literal["policy", "rollout", "move", "drain", "crossings"]
+Kind = Literal["policy", "rollout", "move", "drain", "crossings", "job"]
 
 
 class ChainBroken(Exception):

@@ -1,4 +1,9 @@
-"""Which jobs there are in an IDC, whether they are paused, and how they stand."""
+"""Which jobs there are in an IDC, whether they are paused, and how they stand.
+
+What travels with a shard is shown and changed only where the IDC serves the shard: elsewhere it is a copy on its way
+in, or what is left of one that has gone. An order locks the fences that it counts on, so it is in time for the last
+round of a move, or leaves that shard alone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,9 @@ if TYPE_CHECKING:
 DOORBELL: Final = "regiongate_jobs"
 """Channel of PostgreSQL's NOTIFY: something for jobs has changed in this database. The payload is empty."""
 
-_COLUMNS: Final = "job, dataset, scan, kind, definition, is_paused, paused_by, last_scheduled, next_scheduled, create_time"
+_COLUMNS: Final = (
+    "job, dataset, scan, kind, definition, is_paused, paused_by, last_scheduled, next_scheduled, create_time"
+)
 
 _REGISTER: Final = f"""
 INSERT INTO jobs AS j (job, dataset, scan, kind, definition) VALUES ($1, $2, $3, $4, $5)
@@ -32,22 +39,45 @@ _LIST: Final = f"SELECT {_COLUMNS} FROM jobs WHERE $1 = '' OR job = $1 ORDER BY 
 
 _PAUSE: Final = "UPDATE jobs SET is_paused = true, paused_by = $2 WHERE job = $1 RETURNING 1"
 
+# Locked in one order, so that no two orders wait for each other.
 _RESUME: Final = """
 WITH resumed AS (
     UPDATE jobs SET is_paused = false, paused_by = '' WHERE job = $1 RETURNING 1
+), held AS (
+    SELECT f.region_code, f.shard FROM shard_fences AS f
+    WHERE f.mode IN ('serving', 'draining') AND EXISTS (
+        SELECT FROM job_offsets AS o
+        WHERE o.job = $1 AND o.region_code = f.region_code AND o.shard = f.shard AND o.is_stopped
+    )
+    ORDER BY f.region_code, f.shard FOR SHARE OF f
 ), restarted AS (
-    UPDATE job_offsets SET is_stopped = false, failures = 0 WHERE job = $1 AND is_stopped
+    UPDATE job_offsets AS o SET is_stopped = false, failures = 0 FROM held AS h
+    WHERE o.job = $1 AND o.region_code = h.region_code AND o.shard = h.shard AND o.is_stopped
 )
 SELECT FROM resumed
 """
 
-_SET_ASIDE: Final = f"""
-SELECT {SET_ASIDE_COLUMNS} FROM job_set_aside
-WHERE job = $1 AND ($2 = '' OR region_code = $2) ORDER BY region_code, shard, seq LIMIT $3
-"""  # noqa: S608 (constants)
-_COUNT_SET_ASIDE: Final = "SELECT count(*) FROM job_set_aside WHERE job = $1 AND ($2 = '' OR region_code = $2)"
+_ASIDE_HERE: Final = """
+FROM job_set_aside AS a
+WHERE a.job = $1 AND ($2 = '' OR a.region_code = $2) AND EXISTS (
+    SELECT FROM shard_fences AS f
+    WHERE f.region_code = a.region_code AND f.shard = a.shard AND f.mode IN ('serving', 'draining')
+)
+"""
+_SET_ASIDE: Final = f"SELECT {SET_ASIDE_COLUMNS} {_ASIDE_HERE} ORDER BY a.region_code, a.shard, a.seq LIMIT $3"
+_COUNT_SET_ASIDE: Final = f"SELECT count(*) {_ASIDE_HERE}"
 _REPLAY: Final = """
-UPDATE job_set_aside SET is_replay_wanted = true WHERE job = $1 AND ($2 = '' OR region_code = $2) RETURNING 1
+WITH held AS (
+    SELECT f.region_code, f.shard FROM shard_fences AS f
+    WHERE f.mode IN ('serving', 'draining') AND ($2 = '' OR f.region_code = $2) AND EXISTS (
+        SELECT FROM job_set_aside AS a WHERE a.job = $1 AND a.region_code = f.region_code AND a.shard = f.shard
+    )
+    ORDER BY f.region_code, f.shard FOR SHARE OF f
+), wanted AS (
+    UPDATE job_set_aside AS a SET is_replay_wanted = true FROM held AS h
+    WHERE a.job = $1 AND a.region_code = h.region_code AND a.shard = h.shard RETURNING 1
+)
+SELECT count(*) FROM wanted
 """
 
 # What a person asks now and then; it looks into the rows only where a shard has changes.
@@ -120,7 +150,8 @@ async def set_aside_rows(fetch: Fetch, job: str, region_code: str, limit: int) -
 
 async def replay(fetch: Fetch, job: str, region_code: str) -> int:
     """Orders that rows that were set aside are tried again; returns how many."""
-    return len(await fetch(_REPLAY, job, region_code))
+    (wanted,) = await fetch(_REPLAY, job, region_code)
+    return wanted[0]
 
 
 async def offsets(fetch: Fetch, job: JobRecord, regions: Sequence[str]) -> list[OffsetState]:

@@ -22,6 +22,7 @@ from policy.follower import Follower
 from policy.model import Phase
 from policy.records import Keys
 from regiongate.v1 import policy_service_pb2
+from regiongate.v1.job_service_pb2_grpc import JobServiceStub
 from regiongate.v1.policy_service_pb2_grpc import PolicyServiceStub
 from regiongate.v1.routing_service_pb2_grpc import RoutingServiceStub
 from regiongate.v1.row_service_pb2_grpc import RowServiceStub
@@ -111,6 +112,16 @@ class Running:
     def policies(self) -> Any:
         """A client of PolicyService."""
         return PolicyServiceStub(self.channel)
+
+    @property
+    def jobs(self) -> Any:
+        """A client of JobService."""
+        return JobServiceStub(self.channel)
+
+    @property
+    def peer_jobs(self) -> Any:
+        """JobService as a peer sees it."""
+        return JobServiceStub(self.peer_channel)
 
     @property
     def peer_rows(self) -> Any:

@@ -119,7 +119,8 @@ async def test_reflection_lists_what_a_client_may_call(etcd, postgres_server):
         stream = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
         answer = await stream.read()
         names = {service.name for service in answer.list_services_response.service}
-    assert {f"regiongate.v1.{name}" for name in ("RowService", "RoutingService", "PolicyService")} < names
+    services = ("RowService", "RoutingService", "PolicyService", "JobService")
+    assert {f"regiongate.v1.{name}" for name in services} < names
     assert "grpc.health.v1.Health" in names
     assert "regiongate.v1.ShardService" not in names
 
