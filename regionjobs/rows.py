@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from policy.errors import InvalidJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
 
     import asyncpg
     import pyarrow as pa
@@ -37,6 +37,13 @@ class RowShape:
     shard: int
     places: Mapping[str, int]
     """Where a record has each column of the dataset."""
+
+
+def _aware(value: Any) -> Any:  # noqa: ANN401 (as the column is)
+    """The driver takes the first and the last instant of the calendar for infinite, and forgets where they are."""
+    if value.__class__ is datetime and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
 
 
 class JobRow:
@@ -84,15 +91,15 @@ class JobRow:
     @property
     def values(self) -> Mapping[str, Any]:
         """The columns of the dataset, a new dictionary each time."""
-        return dict(zip(self._shape.places, self._record[FIRST_VALUE:], strict=True))
+        return {column: _aware(self._record[place]) for column, place in self._shape.places.items()}
 
     def __getitem__(self, column: str) -> Any:  # noqa: ANN401 (as the column is)
-        return self._record[self._shape.places[column]]
+        return _aware(self._record[self._shape.places[column]])
 
     def get(self, column: str, default: Any = None) -> Any:  # noqa: ANN401 (as the column is)
         """The value of a column, or `default` when the dataset has no such column."""
         place = self._shape.places.get(column)
-        return default if place is None else self._record[place]
+        return default if place is None else _aware(self._record[place])
 
     def __contains__(self, column: object) -> bool:
         return column in self._shape.places

@@ -10,13 +10,16 @@ rows have been deleted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ARRAY, BigInteger, Integer, Text, bindparam, func, literal_column, select, true
 
-from policy.model import KeyType
+from policy.errors import InvalidJob
+from policy.model import Column, Dataset, KeyType
+from regionjobs.definition import Format
 from regionjobs.rows import DELETED, FENCE_SEQ, FIRST_VALUE, SEQ, RowPage, RowShape
 from rowstore.compiling import compile_statement, value_names
 from rowstore.jobs.offsets import lost
@@ -29,27 +32,24 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy import Select, Table
 
-    from policy.model import Dataset
-    from regionjobs.definition import Format
+    from policy.model import ColumnType
+    from regionjobs.arrow import ArrowLayout
     from regionjobs.rows import Page
     from rowstore.compiling import Statement
     from rowstore.database import Database
     from rowstore.jobs.model import Claim
 
-_CLAIMED = ("region_code", "shard", "epoch")
+_is_deleted = itemgetter(DELETED)
 
 
 class ShardScanner:
-    """Reads pages of one dataset for one job."""
+    """Reads pages of one dataset for one job; raises `InvalidJob` when Arrow is wanted and not installed."""
 
     def __init__(self, database: Database, dataset: Dataset, *, format: Format, with_deleted: bool) -> None:  # noqa: A002 (as in the definition)
         self._database = database
-        self._table = dataset_table(dataset)
-        self._key_type = dataset.key_type
-        self._format = format
         self._with_deleted = with_deleted
-        names = value_names(self._table)
-        self._places: Mapping[str, int] = {name: FIRST_VALUE + index for index, name in enumerate(names)}
+        columns = tuple((column.name, column.type) for column in dataset.columns.values())
+        self._reading = _reading(dataset.name, dataset.key_type, columns, format, with_deleted)
 
     async def read(self, held: Claim, after: int, limit: int) -> Page:
         """The changes above sequence `after`, at most `limit`.
@@ -58,51 +58,98 @@ class ShardScanner:
             ClaimLost: The shard is not this IDC's to read, or not at the claim's epoch.
             DatabaseUnavailable: The database does not answer, or lacks the table or a column yet.
         """
-        statement = page_statement(self._table, with_deleted=self._with_deleted)
         arguments = (held.region_code, held.shard, held.epoch, after, limit)
-        return self._page(held, await self._fetch(statement, arguments), limit)
+        return await self._fetch(held, self._reading.page, arguments, limit)
 
     async def read_keys(self, held: Claim, keys: Sequence[str]) -> Page:
         """What lives under some keys of the shard now, in the order of the sequences: for rows that are tried again.
 
-        Raises as `read` does.
+        Such a page reaches no further than its last row: what lies between was not looked at. Raises as `read` does.
         """
-        statement = keys_statement(self._table, with_deleted=self._with_deleted)
-        wanted = [int(key) for key in keys] if self._key_type is KeyType.INT64 else list(keys)
+        wanted = [int(key) for key in keys] if self._reading.key_type is KeyType.INT64 else list(keys)
         arguments = (held.region_code, held.shard, held.epoch, wanted)
-        # What lies between them was not looked at: such a page reaches no further than its last row.
-        return self._page(held, await self._fetch(statement, arguments), 0)
+        return await self._fetch(held, self._reading.keys, arguments, 0)
 
-    async def _fetch(self, statement: Statement, arguments: Sequence[Any]) -> list[asyncpg.Record]:
-        return await self._database.fetch(statement.sql, *statement.arrange(arguments), is_repeatable=True)
-
-    def _page(self, held: Claim, records: list[asyncpg.Record], limit: int) -> Page:
+    async def _fetch(self, held: Claim, statement: Statement, arguments: Sequence[Any], limit: int) -> Page:
+        records = await self._database.fetch(statement.sql, *statement.arrange(arguments), is_repeatable=True)
         if not records:
             raise lost(held)
+        shape = RowShape(held.region_code, held.shard, self._reading.places)
+        layout = self._reading.layout
+        if layout is None:
+            return self._row_page(shape, records, limit)
+        fence_seq, *parts = records[0]
+        return layout.page(shape, parts, fence_seq=fence_seq, limit=limit, with_deleted=self._with_deleted)
+
+    def _row_page(self, shape: RowShape, records: Sequence[asyncpg.Record], limit: int) -> Page:
         last = records[-1]
         fence_seq, last_seq = last[FENCE_SEQ], last[SEQ]
-        shape = RowShape(held.region_code, held.shard, self._places)
         if last_seq is None:
-            return RowPage(shape, (), last_seq=0, fence_seq=fence_seq, is_full=False)
+            # The fence alone: no rows.
+            records, last_seq = (), 0
         is_full = len(records) >= limit
         if not self._with_deleted and any(map(_is_deleted, records)):
             records = [record for record in records if not record[DELETED]]
         return RowPage(shape, records, last_seq=last_seq, fence_seq=fence_seq, is_full=is_full)
 
 
-_is_deleted = itemgetter(DELETED)
+# ---- the statements -------------------------------------------------------------------------------------------------
 
 
-def _columns(table: Table) -> list[Any]:
-    """As `regionjobs.rows` finds them."""
-    return [table.c.seq, table.c.key, table.c.update_time, table.c.deleted, *(table.c[n] for n in value_names(table))]
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How a dataset is read; made once for the same columns."""
+
+    page: Statement
+    """Arguments: region_code, shard, epoch, after, limit."""
+    keys: Statement
+    """Arguments: region_code, shard, epoch, keys."""
+    key_type: KeyType
+    places: Mapping[str, int]
+    layout: ArrowLayout | None
 
 
-def _fenced(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """The fence's newest sequence beside each row; one record without a row when there is none, none without a fence.
+@lru_cache(maxsize=256)
+def _reading(
+    name: str,
+    key_type: KeyType,
+    columns: tuple[tuple[str, ColumnType], ...],
+    format: Format,  # noqa: A002 (as in the definition)
+    with_deleted: bool,
+) -> _Reading:
+    dataset = Dataset(name, key_type, {column: Column(column, column_type) for column, column_type in columns})
+    table = dataset_table(dataset)
+    layout = _arrow_layout(dataset) if format is Format.ARROW else None
+    claimed = ("region_code", "shard", "epoch")
+    page, wanted = (_fenced(made(table, with_deleted=with_deleted), layout) for made in (_page, _wanted))
+    return _Reading(
+        compile_statement(page, (*claimed, "after", "limit")),
+        compile_statement(wanted, (*claimed, "keys")),
+        key_type,
+        {column: FIRST_VALUE + index for index, column in enumerate(value_names(table))},
+        layout,
+    )
 
-    Rows are in order because the one fence is met in a nested loop: there is no other way to run a LATERAL.
+
+def _arrow_layout(dataset: Dataset) -> ArrowLayout:
+    """Imports what only this format needs."""
+    try:
+        from regionjobs.arrow import ArrowLayout  # noqa: PLC0415
+    except ImportError as error:
+        rule = 'format: "arrow" needs numpy and pyarrow; install the extra "arrow"'
+        raise InvalidJob(rule, field_name="format") from error
+    return ArrowLayout(dataset)
+
+
+def _fenced(rows: Select[*tuple[Any, ...]], layout: ArrowLayout | None) -> Select[*tuple[Any, ...]]:
+    """The fence's newest sequence beside each row, or beside the one record that Arrow is made of.
+
+    Without rows there is one record; none without a fence that lets the read pass. Rows are in order because the one
+    fence is met in a nested loop: there is no other way to run a LATERAL.
     """
+    if layout is not None:
+        ordered = rows.subquery("ordered")
+        rows = select(*layout.aggregates(ordered)).select_from(ordered)
     page = rows.lateral("page")
     return (
         select(shard_fences.c.last_seq, *page.c)
@@ -117,32 +164,29 @@ def _fenced(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 
 
 def _rows(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:
-    """The rows of the fence's shard."""
-    rows = select(*_columns(table)).where(
-        table.c.region_code == shard_fences.c.region_code, table.c.shard == shard_fences.c.shard
+    """The rows of the fence's shard; the columns are as `regionjobs.rows` finds them."""
+    values = (table.c[name] for name in value_names(table))
+    rows = (
+        select(table.c.seq, table.c.key, table.c.update_time, table.c.deleted, *values)
+        .where(table.c.region_code == shard_fences.c.region_code, table.c.shard == shard_fences.c.shard)
+        .order_by(table.c.seq)
+        .correlate(shard_fences)
     )
     # A tombstone without a finite time keeps the place of a row that is on its way here: nothing was deleted.
     return rows.where(func.isfinite(table.c.update_time)) if with_deleted else rows
 
 
-@lru_cache(maxsize=256)
-def page_statement(table: Table, *, with_deleted: bool) -> Statement:
-    """Arguments: region_code, shard, epoch, after, limit."""
-    page = (
-        _rows(table, with_deleted=with_deleted)
-        # The index is partial, and asks to be asked for.
-        .where(table.c.seq > bindparam("after", type_=BigInteger), table.c.seq > literal_column("0"))
-        .order_by(table.c.seq)
-        .limit(bindparam("limit", type_=BigInteger))
-    )
-    return compile_statement(_fenced(page), (*_CLAIMED, "after", "limit"))
+def _page(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:
+    """The rows above a sequence. Arguments: after, limit."""
+    is_above = table.c.seq > bindparam("after", type_=BigInteger)
+    # The index is partial, and asks to be asked for.
+    is_indexed = table.c.seq > literal_column("0")
+    limit = bindparam("limit", type_=BigInteger)
+    return _rows(table, with_deleted=with_deleted).where(is_above, is_indexed).limit(limit)
 
 
-@lru_cache(maxsize=256)
-def keys_statement(table: Table, *, with_deleted: bool) -> Statement:
-    """Arguments: region_code, shard, epoch, keys."""
+def _wanted(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:
+    """The rows under some keys. Arguments: keys."""
     is_wanted = table.c.key == func.any(bindparam("keys", type_=ARRAY(table.c.key.type)))
-    page = _rows(table, with_deleted=with_deleted).where(is_wanted).order_by(table.c.seq)
-    if not with_deleted:
-        page = page.where(~table.c.deleted)
-    return compile_statement(_fenced(page), (*_CLAIMED, "keys"))
+    rows = _rows(table, with_deleted=with_deleted).where(is_wanted)
+    return rows if with_deleted else rows.where(~table.c.deleted)
