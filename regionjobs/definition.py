@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from policy.errors import InvalidJob, JobConflict
-from regionjobs.triggers import After, Manual
+from regionjobs.triggers import JOB_NAME, After, At, Cron, Every, Manual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from regionjobs.source import Source
     from regionjobs.triggers import Trigger
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 MAX_BATCH: Final = 100_000
+MAX_CONCURRENCY: Final = 64
 
 
 class Kind(StrEnum):
@@ -124,13 +126,15 @@ class Job:
     @property
     def is_coroutine(self) -> bool:
         """Whether the handler is awaited, instead of run in a thread."""
-        return inspect.iscoroutinefunction(self.handler)
+        return inspect.iscoroutinefunction(_called(self.handler))
 
     @property
     def identity(self) -> tuple[object, ...]:
         """Everything that two definitions of one name must share, when one process is told of both."""
-        handler = (self.handler.__module__, self.handler.__qualname__)
-        return (handler, self.dataset, self.scan, *self._described())
+        return (
+            *map(_likeness, (self.handler, self.source)),
+            self.dataset, self.kind, self.trigger, self.retry, *self._described(),
+        )  # fmt: skip
 
     def describe(self) -> str:
         """What a person may want to know of it, as JSON."""
@@ -138,7 +142,7 @@ class Job:
             "regions", "trigger", "misfire", "batch_size", "concurrency", "timeout", "attempts", "on_poison", "format",
             "with_deleted", "rate", "yield_above",
         )  # fmt: skip
-        description = dict(zip(names, self._described(), strict=True))
+        description: dict[str, Any] = dict(zip(names, self._described(), strict=True))
         if isinstance(self.trigger, After):
             description["after"] = self.trigger.job
         return json.dumps(description)
@@ -207,7 +211,7 @@ def job(
             name=name or getattr(handler, "__name__", ""),
             handler=handler,
             dataset=dataset,
-            regions=tuple(regions),
+            regions=_names(regions),
             kind=_one_of(Kind, kind, "kind"),
             trigger=Manual() if trigger is None else trigger,
             misfire=_one_of(Misfire, misfire, "misfire"),
@@ -245,26 +249,78 @@ def check(made: Job) -> None:
             raise InvalidJob(f"job {made.name or '(without a name)'}: {argument}: {rule}", field_name=argument)
 
 
+_TYPES: Final[tuple[tuple[str, Any, str], ...]] = (
+    ("name", str, "a text"),
+    ("dataset", str, "a text"),
+    ("trigger", Every | Cron | At | Manual | After, "an Every, Cron, At, Manual or After"),
+    ("batch_size", int, "a whole number"),
+    ("concurrency", int, "a whole number"),
+    ("timeout", timedelta, "a timedelta"),
+    ("retry", Retry, "a Retry"),
+    ("with_deleted", bool, "True or False"),
+    ("rate", float | int | None, "a number"),
+    ("yield_above", timedelta | None, "a timedelta"),
+)
+_RETRY_TYPES: Final[tuple[tuple[str, Any, str], ...]] = (
+    ("attempts", int, "a whole number"),
+    ("first_pause", timedelta, "a timedelta"),
+    ("longest_pause", timedelta, "a timedelta"),
+)
+
+
 def _rules(made: Job) -> Iterable[tuple[bool, str, str]]:
-    yield bool(_NAME.fullmatch(made.name)), "name", "small letters, digits, - and _, at most 63, a letter first"
-    yield callable(made.handler), "handler", "must be a function"
-    yield not inspect.isasyncgenfunction(made.handler) and not inspect.isgeneratorfunction(made.handler), "handler", (
-        "must return, not yield"
-    )
-    yield _takes_one(made.handler), "handler", "must take exactly one argument, the batch"
+    """Each rule as whether it is kept, the argument, and the rule in words; a later one relies on those before it."""
+    for argument, kind, words in _TYPES:
+        yield _is_a(getattr(made, argument), kind), argument, f"must be {words}"
+    for argument, kind, words in _RETRY_TYPES:
+        yield _is_a(getattr(made.retry, argument), kind), "retry", f"{argument} must be {words}"
+    yield bool(JOB_NAME.fullmatch(made.name)), "name", "small letters, digits, - and _, at most 63, a letter first"
+    yield from _rules_of_handlers(made.handler)
+    yield made.source is None or callable(getattr(made.source, "bind", None)), "source", "must be a source"
     yield bool(made.dataset) != (made.source is not None), "dataset", "give a dataset or a source, not both or none"
     yield all(made.regions), "regions", "an empty name"
     yield 1 <= made.batch_size <= MAX_BATCH, "batch_size", f"from 1 to {MAX_BATCH:,}"
-    yield 1 <= made.concurrency <= 64, "concurrency", "from 1 to 64"
+    yield 1 <= made.concurrency <= MAX_CONCURRENCY, "concurrency", f"from 1 to {MAX_CONCURRENCY}"
     yield made.timeout > timedelta(), "timeout", "more than nothing"
     yield made.retry.attempts >= 1, "retry", "at least one attempt"
     yield timedelta() < made.retry.first_pause <= made.retry.longest_pause, "retry", "pauses above 0, the longest last"
-    yield made.rate is None or made.rate > 0, "rate", "more than 0 rows a second"
+    yield made.rate is None or 0 < made.rate < math.inf, "rate", "more than 0 rows a second"
     yield made.yield_above is None or made.yield_above > timedelta(), "yield_above", "more than nothing"
     yield made.kind is Kind.BATCH or isinstance(made.trigger, Manual), "trigger", "a long-running job has none"
     yield not (isinstance(made.trigger, After) and made.trigger.job == made.name), "trigger", "not after itself"
     yield not (made.is_global and made.format is Format.ARROW), "format", "arrow is for datasets, not for sources"
     yield not (made.is_global and made.with_deleted), "with_deleted", "a source has no deleted rows"
+
+
+def _rules_of_handlers(handler: Any) -> Iterable[tuple[bool, str, str]]:  # noqa: ANN401 (whatever was decorated)
+    yield callable(handler), "handler", "must be a function"
+    called = _called(handler)
+    is_generator = inspect.isasyncgenfunction(called) or inspect.isgeneratorfunction(called)
+    yield not is_generator, "handler", "must return, not yield"
+    yield _takes_one(handler), "handler", "must take exactly one argument, the batch"
+
+
+def _is_a(value: object, kind: Any) -> bool:  # noqa: ANN401 (a class or a union of them)
+    # To Python, True is a whole number; to whoever reads a definition it is a slip.
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _called(handler: Any) -> Any:  # noqa: ANN401 (whatever was decorated)
+    """The function that runs when a handler is called: a partial's own, an object's `__call__`."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return handler if inspect.isroutine(handler) else type(handler).__call__
+
+
+def _likeness(value: Any) -> object:  # noqa: ANN401 (a handler, a source, or what one is made of)
+    """Something that is equal for what the same lines of a module make, though it be loaded twice."""
+    if isinstance(value, partial):
+        return (_likeness(value.func), value.args, value.keywords)
+    if inspect.isroutine(value) or isinstance(value, type):
+        return (value.__module__, value.__qualname__)
+    if is_dataclass(value):
+        return (_likeness(type(value)), *(_likeness(getattr(value, field.name)) for field in fields(value)))
+    return value if isinstance(value, str | int | tuple | None) else _likeness(type(value))
 
 
 def _takes_one(handler: Callable[..., Any]) -> bool:
@@ -275,7 +331,16 @@ def _takes_one(handler: Callable[..., Any]) -> bool:
     return True
 
 
-def _one_of(kind: type[Any], value: object, argument: str) -> Any:  # noqa: ANN401 (a member of the enumeration)
+def _names(regions: object) -> tuple[str, ...]:
+    """A text is a sequence too, of letters: it is refused."""
+    if isinstance(regions, Sequence) and not isinstance(regions, str):
+        names = cast("tuple[object, ...]", tuple(regions))
+        if all(isinstance(name, str) for name in names):
+            return cast("tuple[str, ...]", names)
+    raise InvalidJob("regions: must be a list of names, such as ['EU']", field_name="regions")
+
+
+def _one_of(kind: type[StrEnum], value: object, argument: str) -> Any:  # noqa: ANN401 (a member of the enumeration)
     try:
         return kind(value)
     except ValueError:
