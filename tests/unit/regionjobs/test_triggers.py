@@ -138,7 +138,7 @@ def test_at_is_refused_without_times_or_with_ones_that_know_no_time_zone():
 
 
 def test_a_cron_expression_for_a_day_that_never_comes_is_refused():
-    for expression in ("0 0 30 2 *", "0 0 31 4,6 *"):
+    for expression in ("0 0 30 2 *", "0 0 31 4,6 *", "0 0 */30 * MON#3"):
         with pytest.raises(InvalidJob):
             Cron(expression)
     assert Cron("0 0 29 2 *")
