@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "rows": "Read and write rows.",
     "shards": "Show who owns what, and move shards.",
     "idc": "Show the data centres, and empty one.",
+    "jobs": "Show the jobs of all data centres, and give them orders.",
     "audit": "Read the audit trail, and check it.",
     "trace": "Show recorded traces.",
     "doctor": "Check that a stack is well, and say what is wrong.",

@@ -32,7 +32,8 @@ RebalanceOption = Annotated[
 APPLY_SECONDS = 45.0
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 _NUMBERS = frozenset({
-    "revision", "parent", "policy_revision", "attempt", "rows", "bytes", "rows_copied", "bytes_copied", "remaining"
+    "revision", "parent", "policy_revision", "attempt", "rows", "bytes", "rows_copied", "bytes_copied", "remaining",
+    "epoch", "seq", "last_seq", "token", "lag_rows", "rows_handled", "rows_set_aside", "batches", "failures", "total",
 })  # fmt: skip
 """64-bit fields, which JSON's mapping of protobuf writes as strings."""
 

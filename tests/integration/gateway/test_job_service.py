@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
+from policy.records import GatewayRecord
 from regiongate.v1 import job_service_pb2 as pb
 from rowstore.jobs.model import RunResult
 from tests.support.gateways import EUROPE, refusal, running_gateway, running_site, until
 from tests.support.job_site import IDCS, ROWS, JobSite, filled, job_site, write_rows
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -215,7 +222,7 @@ async def test_a_peer_states_where_a_call_has_entered_and_is_told_of_one_idc(sit
     assert [job.idc for job in answer.jobs] == ["ams"]
 
 
-async def test_an_idc_that_is_down_is_named_and_the_others_answer(etcd, postgres_server):
+async def test_an_idc_that_is_down_or_does_not_answer_is_named_and_the_others_answer(etcd, postgres_server):
     async with running_site(etcd.endpoint, postgres_server, "fra", policy="") as running:
         async with running_gateway(running, "ams") as ams:
             await until(lambda: ams.gateway.is_open)
@@ -237,3 +244,28 @@ async def test_an_idc_that_is_down_is_named_and_the_others_answer(etcd, postgres
             # Nobody knows whether ams has run it.
             code, reason, _ = await refusal(site.jobs().ListJobs(pb.ListJobsRequest(job="none"), timeout=5))
             assert (code, reason) == ("UNAVAILABLE", "PEER_UNREACHABLE")
+            async with mute_gateway(site, "ams"):
+                await until(lambda: "ams" in gateway.view.gateways)
+                answer = await site.jobs().ListJobs(pb.ListJobsRequest(job="half"), timeout=2)
+                assert ([job.idc for job in answer.jobs], list(answer.unreachable)) == (["fra"], ["ams"])
+
+
+@asynccontextmanager
+async def mute_gateway(site: JobSite, idc: str) -> AsyncIterator[None]:
+    """What looks like a live gateway, takes connections, and never says a word."""
+    closing = asyncio.Event()
+
+    async def hold(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await closing.wait()
+        writer.close()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    key = site.keys.gateway(idc, "mute")
+    await site.etcd.put(key, GatewayRecord("mute", idc, address, address, 1, 1).encode())
+    try:
+        yield
+    finally:
+        await site.etcd.delete(key)
+        closing.set()
+        server.close()
