@@ -22,25 +22,50 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-def settings_command(app: typer.Typer, settings: type[Settings], run: Callable[[Any], int | None]) -> None:
-    """Adds a command to `app` that builds the settings from its options and runs with them."""
+_WORDS = "words"
+"""Parameter that takes what is no option."""
+
+
+def settings_command(
+    app: typer.Typer,
+    settings: type[Settings],
+    run: Callable[..., int | None],
+    *,
+    name: str | None = None,
+    help_text: str | None = None,
+    words: tuple[str, str] | None = None,
+) -> None:
+    """Adds a command to `app` that builds the settings from its options and runs with them.
+
+    Args:
+        app: Where.
+        settings: What the options are made from.
+        run: Takes the settings, and the words if there are any.
+        name: Of the command, where `app` has several.
+        help_text: In place of what the settings say of themselves.
+        words: Name and help of arguments that come beside the options, at least one.
+    """
 
     def command(**options: object) -> None:
+        said = options.pop(_WORDS, None)
         given = {name: value for name, value in options.items() if value is not None}
-        raise typer.Exit(run(settings(**given)) or 0)
+        chosen = settings(**given)
+        raise typer.Exit((run(chosen) if said is None else run(chosen, said)) or 0)
 
     own = set(inspect.get_annotations(settings))
     names = sorted(settings.model_fields, key=lambda name: name not in own)
     hints = {name: _option(name, settings.model_fields[name]) for name in names}
-    command.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess] (read by typer)
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
-            for name, hint in hints.items()
-        ]
-    )
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+        for name, hint in hints.items()
+    ]
+    if words is not None:
+        hints[_WORDS] = Annotated[list[str], typer.Argument(metavar=f"{words[0]}...", help=words[1])]
+        parameters.insert(0, inspect.Parameter(_WORDS, inspect.Parameter.KEYWORD_ONLY, annotation=hints[_WORDS]))
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess] (read by typer)
     command.__annotations__ = hints
-    command.__doc__ = settings.__doc__
-    app.command()(command)
+    command.__doc__ = help_text or settings.__doc__
+    app.command(name)(command)
 
 
 def _option(name: str, info: FieldInfo) -> object:

@@ -88,6 +88,13 @@ def set_failed(span: Span | None, reason: str) -> None:
         span.set_status(StatusCode.ERROR, reason)
 
 
+def link(span: Span | None, traceparent: str) -> None:
+    """Says that something else, in another trace, has to do with the span."""
+    context = _parse(traceparent)
+    if span is not None and context is not None:
+        span.add_link(context)
+
+
 def _parse(traceparent: str) -> SpanContext | None:
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None:
@@ -135,6 +142,7 @@ class Tracing:
         kind: SpanKind = SpanKind.INTERNAL,
         traceparent: str = "",
         root: bool = False,
+        is_wanted: bool = False,
         attributes: Mapping[str, str | int | float | bool] | None = None,
         links: Sequence[str] = (),
     ) -> Span | None:
@@ -145,13 +153,14 @@ class Tracing:
             kind: SERVER and CLIENT at the two ends of a call, else INTERNAL.
             traceparent: The parent's, as it came in.
             root: Whether a new trace may start here when there is no parent.
+            is_wanted: Whether that is recorded in any case, and not only now and then.
             attributes: See the constants of this module.
             links: Traceparents of other calls that this work is shared with; the first 32 are kept.
         """
         if traceparent:
             if not is_sampled(traceparent):
                 return None
-        elif not root or random() >= self._ratio:  # noqa: S311 (sampling, not secrecy)
+        elif not root or (not is_wanted and random() >= self._ratio):  # noqa: S311 (sampling, not secrecy)
             return None
         if self._tracer is None:
             return None

@@ -1,0 +1,72 @@
+"""Loads the modules that define jobs, and says clearly what is wrong with one that cannot be loaded."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policy.errors import InvalidJob
+from regionjobs.definition import registered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from regionjobs.definition import Job
+
+
+def load(modules: Sequence[str], names: Sequence[str] = ()) -> tuple[Job, ...]:
+    """Imports modules, by dotted name or by path of a file, and returns the jobs that they define.
+
+    Args:
+        modules: The current folder counts as a place to import from, as with `python -m`.
+        names: Only these jobs; all when empty.
+
+    Raises:
+        InvalidJob: A module cannot be imported, or breaks a rule; or there is no such job, or none at all.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    for module in modules:
+        _load_one(module)
+    jobs = registered()
+    known = {job.name for job in jobs}
+    for name in names:
+        if name not in known:
+            raise InvalidJob(
+                f"no job is called {name}; there are {', '.join(sorted(known)) or 'none'}", field_name="job"
+            )
+    if not jobs:
+        raise InvalidJob(f"{', '.join(modules)}: no job is defined there; see @regiongate.job", field_name="module")
+    return tuple(job for job in jobs if not names or job.name in names)
+
+
+def _load_one(module: str) -> None:
+    name = module
+    if module.endswith(".py"):
+        path = Path(module)
+        if not path.is_file():
+            raise InvalidJob(f"module {module}: there is no such file", field_name="module")
+        sys.path.insert(0, str(path.resolve().parent))
+        name = path.stem
+    try:
+        importlib.import_module(name)
+    except InvalidJob:
+        raise
+    except Exception as error:
+        raise InvalidJob(
+            f"module {module} cannot be imported: {_place_of(error)}{type(error).__name__}: {error}",
+            field_name="module",
+        ) from error
+
+
+def _place_of(error: Exception) -> str:
+    """File and line where it happened, when that is not the import machinery itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "importlib" not in frame.filename and not frame.filename.startswith("<")]
+    if len(ours) < 2:
+        return ""
+    return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}: "

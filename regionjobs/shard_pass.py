@@ -1,0 +1,306 @@
+"""The scan of one shard: claim, read a page, handle it, and again, until what was there at the beginning is done.
+
+Claim (where to go on), read (which rows) and commit (how far) see one shard at one epoch: the claim's. The next page is
+read while the one before is handled. A page is read outside any transaction, since sequence order is commit order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from policy.errors import ClaimLost, RegiongateError, Unavailable
+from regionjobs.batch import Content
+from regionjobs.failing import Verdict
+from regionjobs.work import Passage
+from rowstore.jobs import offsets
+from rowstore.jobs.model import Advance, SetAside
+from rowstore.model import ShardEpoch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from regionjobs.connections import Effects
+    from regionjobs.failing import Part
+    from regionjobs.rows import JobRow, Page
+    from regionjobs.scan import ShardScanner
+    from regionjobs.work import Handling
+    from regionjobs.workbench import Finish
+    from rowstore.jobs.model import Claim, PendingShard
+
+log = structlog.get_logger("regionjobs")
+
+SLICE_SECONDS: Final = 1.0
+"""How long one shard may keep a slot while others wait."""
+MAX_REPLAYS: Final = 100
+"""Rows that were set aside and are tried again in one go."""
+
+
+class PageContent(Content):
+    """Rows of one shard."""
+
+    def __init__(self, page: Page, *, is_replay: bool = False) -> None:
+        self._page = page
+        self.is_replay = is_replay
+        self.region_code = page.region_code
+        self.shard = page.shard
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self._page.count
+
+    @property
+    def shards(self) -> tuple[tuple[str, int], ...]:
+        """The one."""
+        return ((self.region_code, self.shard),)
+
+    @property
+    def rows(self) -> Sequence[JobRow]:
+        """The rows."""
+        return self._page.rows
+
+    @property
+    def table(self) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]: pyarrow tells no types
+        """The rows as an Arrow table."""
+        return self._page.table
+
+    def identify(self, row: Any) -> tuple[str, int, int]:  # noqa: ANN401 (a JobRow, or a sequence with Arrow)
+        """A row, or with Arrow tables its sequence."""
+        return self.region_code, self.shard, row if isinstance(row, int) else row.version
+
+
+class PageLot:
+    """A page on its way through the handler; see `regionjobs.work.Lot`."""
+
+    def __init__(self, held: Claim, page: Page, *, ends: datetime | None) -> None:
+        self.lead = held
+        self.page = page
+        self._ends = ends
+        """The firing whose pass ends with this page."""
+
+    @property
+    def count(self) -> int:
+        """Rows in it."""
+        return self.page.count
+
+    def content(self, part: Part) -> Content:
+        """See `Lot`."""
+        return PageContent(self.page.part(part.start, part.stop))
+
+    def steps(self, part: Part) -> Sequence[tuple[Claim, Advance]]:
+        """See `Lot`."""
+        rows = self.page.part(part.start, part.stop)
+        is_last = part.stop == self.page.count
+        advance = Advance(
+            seq=rows.through_seq,
+            rows=rows.count,
+            row_time=rows.last_time,
+            pass_time=self._ends if is_last else None,
+        )
+        return ((self.lead, advance),)
+
+    def finish(self, part: Part) -> Finish | None:  # noqa: ARG002 (nothing else belongs to a page)
+        """See `Lot`."""
+        return None
+
+    def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
+        """See `Lot`."""
+        page, held = self.page, self.lead
+        return SetAside(
+            held.region_code,
+            held.shard,
+            page.seq_at(part.start),
+            str(page.key_at(part.start)),
+            attempts,
+            type(error).__name__,
+            str(error),
+        )
+
+
+class ReplayLot(PageLot):
+    """Rows that were set aside: their places are given up with their success, and the offset stays."""
+
+    def __init__(self, held: Claim, page: Page, job: str, asides: Sequence[SetAside], seq: int) -> None:
+        super().__init__(held, page, ends=None)
+        self._job = job
+        self._by_key = {row.key: row for row in asides}
+        self._seq = seq
+
+    def content(self, part: Part) -> Content:
+        """See `Lot`."""
+        return PageContent(self.page.part(part.start, part.stop), is_replay=True)
+
+    def steps(self, part: Part) -> Sequence[tuple[Claim, Advance]]:
+        """The offset stays where it is; the commit still proves the claim."""
+        return ((self.lead, Advance(seq=self._seq, rows=part.stop - part.start)),)
+
+    def finish(self, part: Part) -> Finish | None:
+        """Forgets what is done."""
+        done = [self._by_key[str(self.page.key_at(index))] for index in range(part.start, part.stop)]
+
+        async def forget(effects: Effects) -> None:
+            for row in done:
+                await offsets.forget_set_aside(effects.fetch, self._job, row)
+
+        return forget
+
+    def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
+        """Again: at the sequence under which it was set aside at first."""
+        known = self._by_key[str(self.page.key_at(part.start))]
+        return SetAside(
+            known.region_code, known.shard, known.seq, known.key, attempts, type(error).__name__, str(error)
+        )
+
+
+class ShardPass:
+    """One shard's scan in a run; resumable."""
+
+    def __init__(self, handling: Handling, scanner: ShardScanner, shard: PendingShard, runner: str) -> None:
+        self._handling = handling
+        self._scanner = scanner
+        self._job = handling.bench.job
+        self._runner = runner
+        self.shard = ShardEpoch(shard.region_code, shard.shard, shard.epoch)
+        self._goal = shard.last_seq
+        """Up to here everything is to be handled in this pass."""
+        self._held: Claim | None = None
+        self._seq = 0
+        self._passage: Passage | None = None
+        self._lot: PageLot | None = None
+        self._next_page: asyncio.Task[Page] | None = None
+        self._troubles = 0
+        """Times in a row that something stood in the way that is not the handler's fault."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """RegionCode and number of the shard."""
+        return self.shard.region_code, self.shard.shard
+
+    def aim(self, last_seq: int) -> None:
+        """There is more to do than was known."""
+        self._goal = max(self._goal, last_seq)
+
+    async def go(self) -> float | None:
+        """Goes on; returns None when the pass is over, or after how many seconds it wants to go on."""
+        until = time.monotonic() + SLICE_SECONDS
+        try:
+            while time.monotonic() < until and not self._handling.context.stopping.is_set():
+                if self._held is None:
+                    claimed = await self._claim()
+                    if not claimed:
+                        return None
+                if self._passage is None and not await self._read():
+                    return None
+                wait = await self._handle()
+                if wait is None or wait > 0:
+                    return wait
+        except RegiongateError as error:
+            # Another has the shard, or the database does not answer: read again, from where it says.
+            level = log.debug if isinstance(error, ClaimLost | Unavailable) else log.error
+            level(
+                "shard not scanned", job=self._job.name, region_code=self.shard[0], shard=self.shard[1], why=str(error)
+            )
+            return self._drop()
+        return 0.0
+
+    async def close(self) -> None:
+        """Ends what has been begun ahead."""
+        task, self._next_page = self._next_page, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _claim(self) -> bool:
+        """Takes the shard; False when this IDC does not serve it at the run's epoch."""
+        claims = await offsets.claim(self._handling.fetch, self._job.name, self._runner, [self.shard])
+        if not claims:
+            return False
+        self._held = claims[0]
+        self._seq = self._held.seq
+        await self._take_replays(self._held)
+        return True
+
+    async def _take_replays(self, held: Claim) -> None:
+        """Rows that somebody has ordered to be tried again come first; those that have changed since need it not."""
+        asides = await offsets.replays(self._handling.fetch, self._job.name, held, MAX_REPLAYS)
+        if not asides:
+            return
+        page = await self._scanner.read_keys(held, [row.key for row in asides])
+        await self._begin_replays(held, page, asides)
+
+    async def _begin_replays(self, held: Claim, page: Page, asides: Sequence[SetAside]) -> None:
+        lot = ReplayLot(held, page, self._job.name, asides, self._seq)
+        present = {str(page.key_at(index)) for index in range(page.count)}
+        for row in asides:
+            if row.key not in present:
+                # It has been deleted, or lives under another RegionCode: there is nothing left to be done.
+                await offsets.forget_set_aside(self._handling.fetch, self._job.name, row)
+        if page.count:
+            self._lot, self._passage = lot, Passage(self._handling, lot)
+
+    async def _read(self) -> bool:
+        """Makes the next page the one at hand; False when the pass is over."""
+        held = self._held
+        assert held is not None, "not claimed"  # noqa: S101 (a broken promise of `go`)
+        firing = self._handling.context.scheduled_time
+        if self._seq >= self._goal and firing is None:
+            return False
+        ahead, self._next_page = self._next_page, None
+        page = await (ahead or self._scanner.read(held, self._seq, self._job.batch_size))
+        reaches = page.through_seq
+        is_end = reaches >= self._goal or not page.is_full
+        self._lot = PageLot(held, page, ends=firing if is_end else None)
+        self._passage = Passage(self._handling, self._lot)
+        if not is_end:
+            self._next_page = asyncio.create_task(self._scanner.read(held, reaches, self._job.batch_size))
+        return True
+
+    async def _handle(self) -> float | None:
+        """Takes the page at hand on; 0 when the next one may come."""
+        passage, lot = self._passage, self._lot
+        assert passage is not None and lot is not None, "nothing at hand"  # noqa: PT018, S101 (a promise of `go`)
+        verdict, wait = await passage.go()
+        match verdict:
+            case Verdict.AGAIN:
+                return wait
+            case Verdict.GIVE_UP:
+                return self._drop()
+            case Verdict.STOP:
+                return None
+            case _:
+                return self._done(lot, wait)
+
+    def _done(self, lot: PageLot, wait: float) -> float | None:
+        self._passage = self._lot = None
+        self._troubles = 0
+        # Failures were those of the batch that is done now.
+        if self._held is not None:
+            self._held = self._held._replace(failures=0)
+        if isinstance(lot, ReplayLot):
+            return wait
+        self._seq = max(self._seq, lot.page.through_seq)
+        is_over = self._seq >= self._goal or not lot.page.is_full
+        return None if is_over else wait
+
+    def _drop(self) -> float:
+        """Forgets what was known of the shard, since somebody else may know better; returns how long to wait."""
+        self._troubles += 1
+        self._held = self._passage = self._lot = None
+        task, self._next_page = self._next_page, None
+        if task is not None:
+            task.cancel()
+            task.add_done_callback(_ignore)
+        return self._job.retry.pause(self._troubles)
+
+
+def _ignore(task: asyncio.Task[Page]) -> None:
+    """Nobody waits for it any more."""
+    if not task.cancelled():
+        task.exception()

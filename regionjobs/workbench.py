@@ -1,0 +1,222 @@
+"""Tries a part of a batch: calls the handler in a transaction, and commits it with the offset.
+
+This is where law L5 is kept on the runner's side: handler, offset and commit share one transaction, and the offset's
+update decides. Everything that a try can come to is turned into an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from policy.errors import RegiongateError
+from regionjobs import metrics
+from regionjobs.batch import Batch, Waiting
+from regionjobs.judging import Outcome, ShardsChanged, Try, judge
+from rowstore.driver_errors import DRIVER_ERRORS
+from rowstore.jobs import offsets
+from runtime.tasks import is_cancelled
+from runtime.telemetry.tracing import IDC, ROWS, set_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
+
+    from regionjobs.batch import Content
+    from regionjobs.connections import EffectConnections, Effects
+    from regionjobs.definition import Job
+    from rowstore.jobs.model import Advance, Claim, SetAside
+    from runtime.telemetry.tracing import Tracing
+
+    Steps = Sequence[tuple[Claim, Advance]]
+    Finish = Callable[[Effects], Awaitable[None]]
+
+log = structlog.get_logger("regionjobs")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """What all batches of a run share."""
+
+    job: str
+    idc: str
+    policy_revision: int
+    scheduled_time: datetime | None
+    stopping: asyncio.Event
+    traceparent: str = ""
+
+
+class _Call:
+    """One call of a handler."""
+
+    __slots__ = ("content", "is_committing", "thread")
+
+    def __init__(self, content: Content) -> None:
+        self.content = content
+        self.is_committing = False
+        self.thread: asyncio.Future[None] | None = None
+
+
+class Workbench:
+    """What a runner needs to try batches of one job."""
+
+    def __init__(
+        self,
+        job: Job,
+        connections: EffectConnections,
+        tracing: Tracing,
+        client: Callable[[], Any],
+    ) -> None:
+        """`client` gives the SDK's client, or None while no gateway has answered."""
+        self.job = job
+        self._connections = connections
+        self._tracing = tracing
+        self._client = client
+
+    async def perform(
+        self,
+        context: BatchContext,
+        content: Content,
+        steps: Steps,
+        *,
+        attempt: int = 1,
+        still: Callable[[], bool] = lambda: True,
+        finish: Finish | None = None,
+    ) -> Try:
+        """Hands rows to the handler and commits.
+
+        Args:
+            context: Of the run.
+            content: The rows; when there are none, the handler is not called.
+            steps: What the commit says of each shard.
+            attempt: 1 for the first.
+            still: Asked right before the commit: whether the shards are what they were.
+            finish: What else is to be done in the transaction.
+        """
+        began = time.perf_counter()
+        span = self._tracing.start("job.batch", traceparent=context.traceparent, attributes={IDC: context.idc})
+        call = _Call(content)
+        try:
+            async with asyncio.timeout(self.job.timeout.total_seconds()), self._connections.take() as effects:
+                if content.count:
+                    await self._call(context, call, effects, attempt)
+                if not still():
+                    raise ShardsChanged
+                call.is_committing = True
+                await self._commit(effects, steps, finish)
+            result = Try(Outcome.DONE)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            result = Try(Outcome.FAILED, error)
+        except Exception as error:  # noqa: BLE001 (whatever a handler raises)
+            # A commit that takes too long says nothing against the rows.
+            is_slow_commit = call.is_committing and isinstance(error, TimeoutError)
+            result = Try(Outcome.PASSING if is_slow_commit else judge(error), error)
+            set_failed(span, _reason(error))
+        if span is not None:
+            span.set_attribute(ROWS, content.count)
+            span.end()
+        metrics.BATCHES.labels(self.job.name, result.outcome.value).inc()
+        metrics.BATCH_SECONDS.labels(self.job.name).observe(time.perf_counter() - began)
+        await self._wait_for_thread(call)
+        return result
+
+    async def _call(self, context: BatchContext, call: _Call, effects: Effects, attempt: int) -> None:
+        client = self._client()
+        if self.job.is_coroutine:
+            batch = Batch(context, call.content, effects.connection, client, attempt)
+            try:
+                await self.job.handler(batch)
+            finally:
+                batch.close()
+            return
+        loop = asyncio.get_running_loop()
+        waiting = None if client is None else Waiting(client, loop)
+        batch = Batch(context, call.content, Waiting(effects.connection, loop), waiting, attempt)
+        call.thread = start_thread(self.job.name, self.job.handler, batch)
+        try:
+            await asyncio.shield(call.thread)
+        finally:
+            batch.close()
+
+    async def _wait_for_thread(self, call: _Call) -> None:
+        """A function that was given up runs on, without a transaction; until it returns, its slot is taken."""
+        if call.thread is None or call.thread.done():
+            return
+        log.warning("the handler has not returned in time; its batch is rolled back", job=self.job.name)
+        await asyncio.wait({call.thread})
+
+    async def _commit(self, effects: Effects, steps: Steps, finish: Finish | None) -> None:
+        effects.check()
+        if finish is not None or len(steps) != 1:
+            await effects.begin()
+        if finish is not None:
+            await finish(effects)
+        if len(steps) == 1:
+            await offsets.advance(effects.fetch, self.job.name, *steps[0])
+        else:
+            await offsets.advance_many(effects.fetch, self.job.name, steps)
+        if effects.is_used:
+            await effects.commit()
+
+    async def set_aside(self, row: SetAside, steps: Steps, why: BaseException) -> Try:
+        """Sets a row aside and moves the offset past it, in one transaction."""
+        try:
+            async with asyncio.timeout(self.job.timeout.total_seconds()), self._connections.take() as effects:
+
+                async def note(effects: Effects) -> None:
+                    await offsets.set_aside(effects.fetch, self.job.name, row)
+
+                await self._commit(effects, steps, note)
+        except (RegiongateError, SQLAlchemyError, TimeoutError, *DRIVER_ERRORS) as error:
+            return Try(Outcome.LOST if judge(error) is Outcome.LOST else Outcome.PASSING, error)
+        metrics.SET_ASIDE.labels(self.job.name, row.region_code).inc()
+        log.warning(
+            "row set aside",
+            job=self.job.name,
+            region_code=row.region_code,
+            shard=row.shard,
+            seq=row.seq,
+            error=type(why).__name__,
+        )
+        return Try(Outcome.DONE)
+
+
+def _reason(error: BaseException) -> str:
+    return error.reason if isinstance(error, RegiongateError) else type(error).__name__.upper()
+
+
+def start_thread(name: str, function: Callable[[Batch], Any], batch: Batch) -> asyncio.Future[None]:
+    """Runs a plain function in a thread of its own, which ends with the process if the function never returns."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        try:
+            function(batch)
+        except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+            result: BaseException | None = error
+        else:
+            result = None
+        try:
+            loop.call_soon_threadsafe(settle, result)
+        except RuntimeError:
+            return  # the loop has ended meanwhile
+
+    threading.Thread(target=work, name=f"job-{name}", daemon=True).start()
+    return done
