@@ -71,6 +71,7 @@ class Engine:
         *,
         settings: EngineSettings,
         crossings: Crossings | None = None,
+        wrote: Callable[[], None] | None = None,
     ) -> None:
         """Starts nothing.
 
@@ -82,10 +83,11 @@ class Engine:
             tracing: Where spans go.
             settings: Limits.
             crossings: Where crossings of borders are counted; nowhere when left out.
+            wrote: Told, at once and without being waited for, when rows have been written here.
         """
         self.idc = idc
         self._follower = follower
-        self._statements = Statements(store, tracing, settings)
+        self._statements = Statements(store, tracing, settings, wrote)
         self._peers = peers
         self._tracing = tracing
         self._max_rows = settings.max_batch_rows

@@ -27,6 +27,7 @@ from gateway.call_metrics import ETCD_CONNECTED
 from gateway.certificates import client_listener_credentials, peer_channel_credentials, peer_listener_credentials
 from gateway.crossings import Crossings, CrossingsRecorder
 from gateway.decisions import DecisionMessages
+from gateway.doorbell import Doorbell
 from gateway.engine import Engine
 from gateway.exchange import ExchangeShared
 from gateway.export_source import ExportSource
@@ -158,8 +159,16 @@ class Gateway:
         self._recorder = CrossingsRecorder(
             self._crossings, policies.audit, gateway=name, idc=idc, every=settings.audit_interval
         )
+        self._doorbell = Doorbell(database)
         self._engine = Engine(
-            idc, self.view, self._store, self._peers, tracing, settings=limits, crossings=self._crossings
+            idc,
+            self.view,
+            self._store,
+            self._peers,
+            tracing,
+            settings=limits,
+            crossings=self._crossings,
+            wrote=self._doorbell.ring,
         )
         self._keeper = SchemaKeeper(
             self.view,
@@ -288,10 +297,10 @@ class Gateway:
             log.warning("the policy store does not tell its version", reason=type(error).__name__)
 
     async def _check_database(self) -> None:
-        """Looks at the database now and then, so that readiness is right while nobody calls."""
+        """Looks at the database now and then, so that readiness and the doorbell are right while nobody calls."""
         while True:
             with suppress(RegiongateError):
-                await self._database.check()
+                await self._doorbell.look()
             await asyncio.sleep(_DATABASE_LOOK)
 
     async def _set_serving(self, *, is_serving: bool) -> None:
@@ -315,6 +324,7 @@ class Gateway:
         await self._source.close()
         await self._peers.close()
         await self._engine.drain()
+        await self._doorbell.close()
         await self._mover.aclose()
         await self._recorder.stop()
         await self._follower.stop()

@@ -47,6 +47,11 @@ STEP_FAILURES: Final = Counter(
     "regiongate_shard_step_failures", "Steps of moves that failed here, by reason.", ["step", "reason"]
 )
 
+DOORBELL_RINGS: Final = Counter("regiongate_doorbell_rings", "Times that job runners were told of new rows.")
+DOORBELL_FAILURES: Final = Counter(
+    "regiongate_doorbell_failures", "Times that job runners could not be told, and find new rows by looking."
+)
+
 SUPERSEDED: Final = Counter(
     "regiongate_superseded", "Verdicts that no longer stood when they were to take effect, and were judged again."
 )

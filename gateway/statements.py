@@ -15,7 +15,7 @@ from rowstore.model import ReadKey, ReadOutcome, RowWrite, WriteOutcome
 from runtime.telemetry.tracing import DATASET, ROWS, SpanKind, set_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.limits import EngineSettings
     from policy.model import Dataset
@@ -45,8 +45,12 @@ class Rows(Protocol):
 class Statements:
     """Every dataset's coalescers."""
 
-    def __init__(self, rows: Rows, tracing: Tracing, settings: EngineSettings) -> None:
+    def __init__(
+        self, rows: Rows, tracing: Tracing, settings: EngineSettings, wrote: Callable[[], None] | None = None
+    ) -> None:
+        """`wrote` is called after each write statement that the database has answered; it must not take time."""
         self._rows = rows
+        self._wrote = wrote
         self._tracing = tracing
         self._settings = settings
         # By name, which the policy bounds. A dataset that a new policy has changed gets new ones: a statement reads the
@@ -94,13 +98,16 @@ class Statements:
             metrics.WRITE_ROWS.observe(len(writes))
             span = self._start("db.write", dataset, len(writes), traceparents) if traceparents else None
             try:
-                return await self._rows.write(dataset, writes)
+                outcomes = await self._rows.write(dataset, writes)
             except RegiongateError as error:
                 set_failed(span, error.reason)
                 raise
             finally:
                 if span is not None:
                     span.end()
+            if self._wrote is not None:
+                self._wrote()
+            return outcomes
 
         settings = self._settings
         return Coalescer(
