@@ -43,8 +43,12 @@ SHARD_TABLES: Final[tuple[ShardTable, ...]] = (
     ShardTable(
         job_offsets,
         Travels.WHOLE,
-        # A job's commit updates its offset under its token: it is either in time for the last round, or fails.
-        on_close="UPDATE job_offsets SET token = token + 1 WHERE region_code = $1 AND shard = $2",
+        # A job's commit updates its offset under its token: it is either in time for the last round, or fails. Without
+        # a runner nobody has the token: a closing that is repeated late leaves alone what the new owner has a copy of.
+        on_close="""
+            UPDATE job_offsets SET token = token + 1, runner = ''
+            WHERE region_code = $1 AND shard = $2 AND runner <> ''
+        """,
     ),
     ShardTable(job_set_aside, Travels.WHOLE),
 )

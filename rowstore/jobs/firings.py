@@ -33,6 +33,7 @@ SELECT count(*) FROM moved
 _TRIGGER: Final = """
 INSERT INTO job_firings (job, scheduled_time, origin, traceparent)
 SELECT job, clock_timestamp(), $2, $3 FROM jobs WHERE job = $1 AND kind = 'batch'
+ON CONFLICT (job, scheduled_time) DO UPDATE SET origin = excluded.origin, end_time = NULL
 RETURNING scheduled_time
 """
 
@@ -41,7 +42,8 @@ SELECT job, scheduled_time, origin, misfires, traceparent, end_time FROM job_fir
 WHERE job = $1 AND end_time IS NULL ORDER BY scheduled_time
 """
 
-# What still has to be done in a shard that is draining may come back to this IDC: it counts.
+# What still has to be done in a shard that is draining may come back to this IDC: it counts. Jobs that come after are
+# fired as of now: a pass that they have made since the firing's own time knows nothing of what it has led to.
 _FINISH: Final = """
 WITH ended AS (
     UPDATE job_firings SET end_time = clock_timestamp()
@@ -56,7 +58,7 @@ WITH ended AS (
     RETURNING traceparent
 ), followed AS (
     INSERT INTO job_firings (job, scheduled_time, origin, traceparent)
-    SELECT j.job, $2, 'after ' || $1, e.traceparent
+    SELECT j.job, clock_timestamp(), 'after ' || $1, e.traceparent
     FROM ended AS e CROSS JOIN jobs AS j WHERE j.definition::json ->> 'after' = $1
     ON CONFLICT DO NOTHING
     RETURNING job
@@ -113,4 +115,4 @@ async def finish(
 
 async def prune(fetch: Fetch, job: str) -> None:
     """Forgets the oldest firings."""
-    await fetch(_PRUNE, job, KEPT)
+    await fetch(_PRUNE, job, KEPT - 1)

@@ -79,6 +79,8 @@ class Advance:
     """Time of the newest row handled."""
     pass_time: datetime | None = None
     """Set by the last commit of a pass: the firing that it was for."""
+    after: int | None = None
+    """Where the batch began: the commit is refused unless the offset is there. None: wherever it is up to `seq`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class JobStatus:
     shards_behind: int
     shards_stopped: int
     lag_rows: int
+    """Changes that it has not handled. A shard has one order of changes for all datasets: at most so many are rows."""
     lag_seconds: float
     rows: int
     rows_per_second: float

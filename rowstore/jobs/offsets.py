@@ -1,9 +1,14 @@
 """Offsets of jobs: which shards have work, who may do it, and how far it is (law L5).
 
 Taking a shard raises its token under the fence's lock, so no claim is made on a shard that is closing. A commit updates
-the offset where the token is still its own and the fence lets this IDC serve; it needs no lock on the fence, because
-closing a shard raises the tokens after the fence is shut: an update is either in time for the last round of the move,
-or finds another token. Whoever reads the statement's answer to be "no row" must roll back what it did beside it.
+the offset where the token is still its own, the offset is where the batch began, and the fence lets this IDC serve. It
+needs no lock on the fence, because closing a shard raises the tokens after the fence is shut: an update is either in
+time for the last round of the move, or finds another token. Whoever reads the statement's answer to be "no row" must
+roll back what it did beside it.
+
+Writers wait for fences, so nothing that holds one here waits for a runner: a paused one may sit on its offset. And no
+plan hangs on statistics (`rowstore.write_statements`): what is looked up is met in LATERAL subqueries that cannot be
+flattened, and what is joined is not sorted, or a nested loop, forbidden as sorting is, would be as good as a hash join.
 """
 
 from __future__ import annotations
@@ -31,6 +36,12 @@ class Fetch(Protocol):
         ...
 
 
+CLAIMED_AT_ONCE: Final = 100
+"""Shards that one statement takes: writers of the first wait until it has the last."""
+
+COMMIT_WITHIN: Final = "2s"
+"""How long a transaction may sit idle once it has moved an offset: a paused runner holds up nobody for longer."""
+
 # $3 is null for a job that never ends; $4 says that the fence's sequence tells nothing of the job's source.
 _PENDING: Final = """
 SELECT f.region_code, f.shard, f.epoch, f.last_seq, coalesce(o.seq, 0) AS seq
@@ -39,66 +50,109 @@ LEFT JOIN job_offsets AS o ON o.job = $1 AND o.region_code = f.region_code AND o
 WHERE f.mode = ANY ($5::text[]) AND f.region_code = ANY ($2::text[]) AND o.is_stopped IS NOT TRUE
     AND (f.last_seq > coalesce(o.seq, 0) OR $4)
     AND ($3::timestamptz IS NULL OR o.pass_time IS NULL OR o.pass_time < $3 OR o.pass_epoch <> f.epoch)
-ORDER BY f.region_code, f.shard
 """
 
 _REPLAYS_WANTED: Final = """
 SELECT DISTINCT f.region_code, f.shard, f.epoch, f.last_seq, o.seq
 FROM job_set_aside AS a
-JOIN shard_fences AS f ON f.region_code = a.region_code AND f.shard = a.shard AND f.mode = 'serving'
-JOIN job_offsets AS o ON o.job = a.job AND o.region_code = a.region_code AND o.shard = a.shard
+CROSS JOIN LATERAL (
+    SELECT * FROM shard_fences AS f
+    WHERE f.region_code = a.region_code AND f.shard = a.shard AND f.mode = 'serving' LIMIT 1
+) AS f
+CROSS JOIN LATERAL (
+    SELECT o.seq FROM job_offsets AS o
+    WHERE o.job = a.job AND o.region_code = a.region_code AND o.shard = a.shard LIMIT 1
+) AS o
 WHERE a.job = $1 AND a.is_replay_wanted AND a.region_code = ANY ($2::text[])
 """
 
+# An offset that somebody holds is passed over: its batch is being committed, perhaps by a runner that is paused, and
+# the fences are held meanwhile. Shards come sorted, and locks are taken in their order.
 _CLAIM: Final = """
-WITH served AS (
-    SELECT f.region_code, f.shard, f.epoch, f.last_seq
-    FROM shard_fences AS f
-    JOIN unnest($3::text[], $4::int[], $5::bigint[]) AS s (region_code, shard, epoch)
-        ON s.region_code = f.region_code AND s.shard = f.shard AND s.epoch = f.epoch
-    WHERE f.mode = 'serving'
-    ORDER BY f.region_code, f.shard FOR SHARE OF f
+WITH free AS MATERIALIZED (
+    SELECT s.region_code, s.shard, s.epoch
+    FROM unnest($3::text[], $4::int[], $5::bigint[]) AS s (region_code, shard, epoch)
+    LEFT JOIN LATERAL (
+        SELECT true AS is_known FROM job_offsets AS o
+        WHERE o.job = $1 AND o.region_code = s.region_code AND o.shard = s.shard LIMIT 1
+    ) AS known ON true
+    LEFT JOIN LATERAL (
+        SELECT true AS is_held FROM job_offsets AS o
+        WHERE o.job = $1 AND o.region_code = s.region_code AND o.shard = s.shard
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS held ON true
+    WHERE is_known IS NULL OR is_held
+), served AS MATERIALIZED (
+    SELECT f.* FROM free AS s CROSS JOIN LATERAL (
+        SELECT f.region_code, f.shard, f.epoch, f.last_seq FROM shard_fences AS f
+        WHERE f.region_code = s.region_code AND f.shard = s.shard AND f.epoch = s.epoch AND f.mode = 'serving'
+        FOR SHARE
+    ) AS f
 ), taken AS (
     INSERT INTO job_offsets AS o (job, region_code, shard, token, runner)
-    SELECT $1, region_code, shard, 1, $2 FROM served ORDER BY region_code, shard
+    SELECT $1, region_code, shard, 1, $2 FROM served
     ON CONFLICT (job, region_code, shard) DO UPDATE SET token = o.token + 1, runner = $2
     RETURNING region_code, shard, token, seq, failures
 )
 SELECT t.region_code, t.shard, s.epoch, t.token, t.seq, s.last_seq, t.failures
 FROM taken AS t JOIN served AS s USING (region_code, shard)
-ORDER BY t.region_code, t.shard
 """
 
-# An offset that is ahead already can only be a repetition of this very commit.
 _HELD: Final = """
 WHERE o.job = $1 AND o.region_code = $2 AND o.shard = $3 AND o.token = $4
     AND f.region_code = $2 AND f.shard = $3 AND f.epoch = $5 AND f.mode IN ('serving', 'draining')
 """
 
+# The server itself ends a transaction that does not commit soon after this: its shard could not be closed meanwhile.
+_COMMIT_SOON: Final = f"set_config('idle_in_transaction_session_timeout', '{COMMIT_WITHIN}', true)"
+
+# A pass for an older firing that comes late takes back nothing, unless the newer one was made under another owner.
 _ADVANCE: Final = f"""
 UPDATE job_offsets AS o
 SET seq = $6, rows = o.rows + $7, batches = o.batches + $8, row_time = coalesce($9, o.row_time),
     last_success = clock_timestamp(), failures = 0, last_error = '',
-    pass_time = coalesce($10, o.pass_time),
-    pass_epoch = CASE WHEN $10::timestamptz IS NULL THEN o.pass_epoch ELSE $5 END
+    pass_time = CASE
+        WHEN $10::timestamptz IS NULL THEN o.pass_time
+        WHEN o.pass_epoch = $5 THEN greatest($10, o.pass_time)
+        ELSE $10
+    END,
+    pass_epoch = CASE WHEN $10 IS NULL THEN o.pass_epoch ELSE $5 END
 FROM shard_fences AS f
-{_HELD} AND o.seq <= $6
-RETURNING 1
+{_HELD} AND o.seq <= $6 AND ($11::bigint IS NULL OR o.seq = $11)
+RETURNING {_COMMIT_SOON}
 """  # noqa: S608 (constants)
 
-_ADVANCE_MANY: Final = """
-UPDATE job_offsets AS o
-SET seq = a.seq, rows = o.rows + a.rows, batches = o.batches + $8, row_time = coalesce($9, o.row_time),
+# Locked in the order of the shards, which are sorted; the update then goes by way of ON CONFLICT and needs no join.
+_ADVANCE_MANY: Final = f"""
+WITH held AS MATERIALIZED (
+    SELECT o.region_code, o.shard, a.epoch, a.seq, a.rows
+    FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $11::bigint[])
+        AS a (region_code, shard, token, epoch, seq, rows, after)
+    CROSS JOIN LATERAL (
+        SELECT o.region_code, o.shard FROM job_offsets AS o
+        WHERE o.job = $1 AND o.region_code = a.region_code AND o.shard = a.shard AND o.token = a.token
+            AND o.seq <= a.seq AND (a.after IS NULL OR o.seq = a.after)
+        FOR NO KEY UPDATE
+    ) AS o
+    CROSS JOIN LATERAL (
+        SELECT FROM shard_fences AS f
+        WHERE f.region_code = a.region_code AND f.shard = a.shard AND f.epoch = a.epoch
+            AND f.mode IN ('serving', 'draining') LIMIT 1
+    ) AS f
+)
+INSERT INTO job_offsets AS o (job, region_code, shard, seq, rows, pass_epoch)
+SELECT $1, region_code, shard, seq, rows, epoch FROM held
+ON CONFLICT (job, region_code, shard) DO UPDATE
+SET seq = excluded.seq, rows = o.rows + excluded.rows, batches = o.batches + $8, row_time = coalesce($9, o.row_time),
     last_success = clock_timestamp(), failures = 0, last_error = '',
-    pass_time = coalesce($10, o.pass_time),
-    pass_epoch = CASE WHEN $10::timestamptz IS NULL THEN o.pass_epoch ELSE a.epoch END
-FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
-    AS a (region_code, shard, token, epoch, seq, rows)
-JOIN shard_fences AS f ON f.region_code = a.region_code AND f.shard = a.shard AND f.epoch = a.epoch
-    AND f.mode IN ('serving', 'draining')
-WHERE o.job = $1 AND o.region_code = a.region_code AND o.shard = a.shard AND o.token = a.token AND o.seq <= a.seq
-RETURNING 1
-"""
+    pass_time = CASE
+        WHEN $10::timestamptz IS NULL THEN o.pass_time
+        WHEN o.pass_epoch = excluded.pass_epoch THEN greatest($10, o.pass_time)
+        ELSE $10
+    END,
+    pass_epoch = CASE WHEN $10 IS NULL THEN o.pass_epoch ELSE excluded.pass_epoch END
+RETURNING {_COMMIT_SOON}
+"""  # noqa: S608 (constants)
 
 _FAILED: Final = f"""
 UPDATE job_offsets AS o SET failures = o.failures + 1, last_error = $6
@@ -122,7 +176,16 @@ SET attempts = a.attempts + $6, error_class = $7, error = $8, set_aside_time = c
     is_replay_wanted = false
 """
 
-_FORGET: Final = "DELETE FROM job_set_aside WHERE job = $1 AND region_code = $2 AND shard = $3 AND seq = $4 RETURNING 1"
+# The offset is held until the transaction ends, so that closing waits for it; once it is closed it has no runner.
+_FORGET: Final = """
+WITH held AS MATERIALIZED (
+    SELECT FROM job_offsets AS o
+    WHERE o.job = $1 AND o.region_code = $2 AND o.shard = $3 AND o.runner <> ''
+    FOR NO KEY UPDATE
+)
+DELETE FROM job_set_aside WHERE job = $1 AND region_code = $2 AND shard = $3 AND seq = $4 AND EXISTS (SELECT FROM held)
+RETURNING 1
+"""
 
 SET_ASIDE_COLUMNS: Final = (
     "region_code, shard, seq, key, attempts, error_class, error, set_aside_time, is_replay_wanted"
@@ -154,25 +217,37 @@ async def pending(
         modes: Modes of fences that count.
     """
     records = await fetch(_PENDING, job, list(regions), firing, is_global, list(modes))
-    return [PendingShard(*record) for record in records]
+    return sorted(PendingShard(*record) for record in records)
 
 
 async def replays_wanted(fetch: Fetch, job: str, regions: Sequence[str]) -> list[PendingShard]:
     """Shards with rows that somebody has ordered to be tried again."""
-    return [PendingShard(*record) for record in await fetch(_REPLAYS_WANTED, job, list(regions))]
+    return sorted(PendingShard(*record) for record in await fetch(_REPLAYS_WANTED, job, list(regions)))
 
 
 async def claim(fetch: Fetch, job: str, runner: str, shards: Sequence[ShardEpoch]) -> list[Claim]:
-    """Takes shards: those among them that this IDC serves at that epoch. Whoever had them can commit nothing more."""
-    if not shards:
-        return []
-    region_codes, numbers, epochs = zip(*shards, strict=True)
-    records = await fetch(_CLAIM, job, runner, list(region_codes), list(numbers), list(epochs))
-    return [Claim(*record) for record in records]
+    """Takes shards: those among them that this IDC serves at that epoch. Whoever had them can commit nothing more.
+
+    A shard whose batch is being committed right now is not among them either: ask for it again. Raises `ClaimLost` when
+    the runner has no name: it has no session then, and an offset without a runner is one that nobody holds.
+    """
+    if not runner:
+        raise ClaimLost("a runner without a session takes no shard")
+    wanted = sorted(set(shards))
+    claims: list[Claim] = []
+    for start in range(0, len(wanted), CLAIMED_AT_ONCE):
+        region_codes, numbers, epochs = zip(*wanted[start : start + CLAIMED_AT_ONCE], strict=True)
+        records = await fetch(_CLAIM, job, runner, list(region_codes), list(numbers), list(epochs))
+        claims += sorted(Claim(*record) for record in records)
+    return claims
 
 
 async def advance(fetch: Fetch, job: str, held: Claim, step: Advance) -> None:
-    """Moves the offset; raises `ClaimLost` when that is not ours to do (any more)."""
+    """Moves the offset; raises `ClaimLost` when that is not ours to do (any more).
+
+    With `step.after` a commit whose answer was lost cannot be made again under the same claim: the offset is not there
+    any more. Without it, nobody may try again who has not claimed again.
+    """
     done = await fetch(
         _ADVANCE,
         job,
@@ -185,6 +260,7 @@ async def advance(fetch: Fetch, job: str, held: Claim, step: Advance) -> None:
         step.batches,
         step.row_time,
         step.pass_time,
+        step.after,
     )
     if not done:
         raise lost(held)
@@ -211,6 +287,7 @@ async def advance_many(fetch: Fetch, job: str, steps: Sequence[tuple[Claim, Adva
         first.batches,
         first.row_time,
         first.pass_time,
+        [step.after for _, step in ordered],
     )
     if len(done) != len(steps):
         raise ClaimLost(f"{len(steps) - len(done)} of {len(steps)} shards are another's now")
@@ -236,8 +313,12 @@ async def set_aside(fetch: Fetch, job: str, row: SetAside) -> None:
 
 
 async def forget_set_aside(fetch: Fetch, job: str, row: SetAside) -> None:
-    """A row that was set aside is handled after all, in the same transaction."""
-    await fetch(_FORGET, job, row.region_code, row.shard, row.seq)
+    """A row that was set aside is gone, or handled after all, in the transaction that proves the claim.
+
+    Raises `ClaimLost` when it was handled before, or the shard is closed.
+    """
+    if not await fetch(_FORGET, job, row.region_code, row.shard, row.seq):
+        raise ClaimLost(f"a row of shard {row.region_code}/{row.shard} that was set aside is handled already")
 
 
 async def replays(fetch: Fetch, job: str, held: Claim, limit: int) -> list[SetAside]:

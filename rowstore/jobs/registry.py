@@ -40,56 +40,66 @@ _LIST: Final = f"SELECT {_COLUMNS} FROM jobs WHERE $1 = '' OR job = $1 ORDER BY 
 _PAUSE: Final = "UPDATE jobs SET is_paused = true, paused_by = $2 WHERE job = $1 RETURNING 1"
 
 # Locked in one order, so that no two orders wait for each other.
-_RESUME: Final = """
-WITH resumed AS (
-    UPDATE jobs SET is_paused = false, paused_by = '' WHERE job = $1 RETURNING 1
-), held AS (
-    SELECT f.region_code, f.shard FROM shard_fences AS f
-    WHERE f.mode IN ('serving', 'draining') AND EXISTS (
-        SELECT FROM job_offsets AS o
-        WHERE o.job = $1 AND o.region_code = f.region_code AND o.shard = f.shard AND o.is_stopped
-    )
-    ORDER BY f.region_code, f.shard FOR SHARE OF f
+# Resuming and replaying change what travels with a shard, so they hold its fence, as a claim does: a shard that is
+# closed is another's already. Sorted, as writers take their fences.
+_FENCE_OF: Final = """
+SELECT f.region_code, f.shard FROM shard_fences AS f
+WHERE f.region_code = s.region_code AND f.shard = s.shard AND f.mode IN ('serving', 'draining')
+"""
+
+_RESUME: Final = f"""
+WITH stopped AS MATERIALIZED (
+    SELECT region_code, shard FROM job_offsets WHERE job = $1 AND is_stopped ORDER BY job, region_code, shard
+), served AS MATERIALIZED (
+    SELECT f.* FROM stopped AS s CROSS JOIN LATERAL ({_FENCE_OF} FOR SHARE) AS f
 ), restarted AS (
-    UPDATE job_offsets AS o SET is_stopped = false, failures = 0 FROM held AS h
-    WHERE o.job = $1 AND o.region_code = h.region_code AND o.shard = h.shard AND o.is_stopped
+    UPDATE job_offsets AS o SET is_stopped = false, failures = 0
+    FROM served AS s WHERE o.job = $1 AND o.region_code = s.region_code AND o.shard = s.shard
 )
-SELECT FROM resumed
-"""
+UPDATE jobs SET is_paused = false, paused_by = '' WHERE job = $1 RETURNING 1
+"""  # noqa: S608 (constants)
 
-_ASIDE_HERE: Final = """
-FROM job_set_aside AS a
-WHERE a.job = $1 AND ($2 = '' OR a.region_code = $2) AND EXISTS (
-    SELECT FROM shard_fences AS f
-    WHERE f.region_code = a.region_code AND f.shard = a.shard AND f.mode IN ('serving', 'draining')
-)
-"""
-_SET_ASIDE: Final = f"SELECT {SET_ASIDE_COLUMNS} {_ASIDE_HERE} ORDER BY a.region_code, a.shard, a.seq LIMIT $3"
-_COUNT_SET_ASIDE: Final = f"SELECT count(*) {_ASIDE_HERE}"
-_REPLAY: Final = """
-WITH held AS (
-    SELECT f.region_code, f.shard FROM shard_fences AS f
-    WHERE f.mode IN ('serving', 'draining') AND ($2 = '' OR f.region_code = $2) AND EXISTS (
-        SELECT FROM job_set_aside AS a WHERE a.job = $1 AND a.region_code = f.region_code AND a.shard = f.shard
-    )
-    ORDER BY f.region_code, f.shard FOR SHARE OF f
-), wanted AS (
-    UPDATE job_set_aside AS a SET is_replay_wanted = true FROM held AS h
-    WHERE a.job = $1 AND a.region_code = h.region_code AND a.shard = h.shard RETURNING 1
-)
-SELECT count(*) FROM wanted
-"""
+_IS_ASIDE: Final = "s.job = $1 AND ($2 = '' OR s.region_code = $2)"
 
-# What a person asks now and then; it looks into the rows only where a shard has changes.
+_SET_ASIDE: Final = f"""
+SELECT {SET_ASIDE_COLUMNS} FROM job_set_aside AS s CROSS JOIN LATERAL ({_FENCE_OF} LIMIT 1) AS f (r, n)
+WHERE {_IS_ASIDE} ORDER BY job, region_code, shard, seq LIMIT $3
+"""  # noqa: S608 (constants)
+
+_COUNT_SET_ASIDE: Final = f"""
+SELECT count(*) FROM job_set_aside AS s CROSS JOIN LATERAL ({_FENCE_OF} LIMIT 1) AS f
+WHERE {_IS_ASIDE}
+"""  # noqa: S608 (constants)
+
+# A row that somebody is just dealing with is passed over: nothing waits here with fences held.
+_REPLAY: Final = f"""
+WITH shards AS MATERIALIZED (
+    SELECT DISTINCT job, region_code, shard FROM job_set_aside AS s WHERE {_IS_ASIDE} ORDER BY job, region_code, shard
+), served AS MATERIALIZED (
+    SELECT f.* FROM shards AS s CROSS JOIN LATERAL ({_FENCE_OF} FOR SHARE) AS f
+), free AS MATERIALIZED (
+    SELECT a.* FROM served AS s CROSS JOIN LATERAL (
+        SELECT a.region_code, a.shard, a.seq FROM job_set_aside AS a
+        WHERE a.job = $1 AND a.region_code = s.region_code AND a.shard = s.shard FOR NO KEY UPDATE SKIP LOCKED
+    ) AS a
+)
+UPDATE job_set_aside AS a SET is_replay_wanted = true
+FROM free WHERE a.job = $1 AND a.region_code = free.region_code AND a.shard = free.shard AND a.seq = free.seq
+RETURNING 1
+"""  # noqa: S608 (constants)
+
+# What a person asks now and then; it looks into the rows only where a shard has changes. A row that waits has waited,
+# also when its time is by a clock that is ahead of this one.
 _OFFSETS: Final = """
 SELECT f.region_code, f.shard, f.epoch, coalesce(o.seq, 0), f.last_seq, coalesce(o.token, 0), coalesce(o.runner, ''),
     coalesce(o.rows, 0), coalesce(o.failures, 0), coalesce(o.last_error, ''), coalesce(o.is_stopped, false),
-    o.last_success, coalesce(greatest(extract(epoch FROM clock_timestamp() - w.update_time), 0)::float8, 0)
+    o.last_success,
+    CASE WHEN w.update_time IS NULL THEN 0
+    ELSE greatest(extract(epoch FROM clock_timestamp() - w.update_time)::float8, 0.000001) END
 FROM shard_fences AS f
 LEFT JOIN job_offsets AS o ON o.job = $1 AND o.region_code = f.region_code AND o.shard = f.shard
 LEFT JOIN LATERAL ({waiting}) AS w ON f.last_seq > coalesce(o.seq, 0)
 WHERE f.mode IN ('serving', 'draining') AND f.region_code = ANY ($2::text[])
-ORDER BY f.region_code, f.shard
 """
 _WAITING: Final = """
     SELECT r.update_time FROM {table} AS r
@@ -98,10 +108,22 @@ _WAITING: Final = """
 """
 _NOTHING_WAITS: Final = "SELECT NULL::timestamptz AS update_time"
 
+# Of the last minute, or since the oldest run in it began; a run's rows count as if they had come evenly.
 _RATE: Final = """
-SELECT coalesce(sum(rows), 0)::float8
-    / greatest(coalesce(sum(extract(epoch FROM coalesce(end_time, clock_timestamp()) - start_time)), 0)::float8, 0.001)
-FROM job_runs WHERE job = $1 AND coalesce(end_time, clock_timestamp()) > clock_timestamp() - interval '1 minute'
+WITH recent AS (
+    SELECT rows, start_time, greatest(extract(epoch FROM end_time - start_time)::float8, 0.001) AS seconds,
+        extract(epoch FROM end_time - greatest(start_time, now - interval '1 minute'))::float8 AS counted, now
+    FROM (
+        SELECT rows, start_time, coalesce(end_time, now) AS end_time, now
+        FROM job_runs CROSS JOIN (SELECT clock_timestamp() AS now) AS clock WHERE job = $1
+    ) AS r
+    WHERE end_time > now - interval '1 minute'
+)
+SELECT coalesce(
+    sum(rows * least(counted / seconds, 1))
+        / greatest(least(max(extract(epoch FROM now - start_time)::float8), 60), 0.001),
+    0
+) FROM recent
 """
 
 
@@ -138,27 +160,27 @@ async def pause(fetch: Fetch, job: str, by: str) -> bool:
 
 
 async def resume(fetch: Fetch, job: str) -> bool:
-    """Lets a job go on, also where it has stopped at a row; False when it was never run here."""
+    """Lets a job go on, also where it has stopped at a row and this IDC serves; False when it was never run here."""
     return bool(await fetch(_RESUME, job))
 
 
 async def set_aside_rows(fetch: Fetch, job: str, region_code: str, limit: int) -> tuple[list[SetAside], int]:
-    """Rows that were set aside, and how many there are in all."""
+    """Rows that were set aside in shards that this IDC serves, and how many there are in all."""
     (total,) = await fetch(_COUNT_SET_ASIDE, job, region_code)
     return [SetAside(*record) for record in await fetch(_SET_ASIDE, job, region_code, limit)], total[0]
 
 
 async def replay(fetch: Fetch, job: str, region_code: str) -> int:
-    """Orders that rows that were set aside are tried again; returns how many."""
-    (wanted,) = await fetch(_REPLAY, job, region_code)
-    return wanted[0]
+    """Orders that rows that were set aside are tried again, where this IDC serves their shards; returns how many."""
+    return len(await fetch(_REPLAY, job, region_code))
 
 
 async def offsets(fetch: Fetch, job: JobRecord, regions: Sequence[str]) -> list[OffsetState]:
     """How far a job is in each shard of some RegionCodes that this IDC serves."""
     quoted = '"' + table_name(job.dataset).replace('"', '""') + '"'
     waiting = _NOTHING_WAITS if job.scan == "global" else _WAITING.format(table=quoted)
-    return [OffsetState(*record) for record in await fetch(_OFFSETS.format(waiting=waiting), job.job, list(regions))]
+    records = await fetch(_OFFSETS.format(waiting=waiting), job.job, list(regions))
+    return sorted((OffsetState(*record) for record in records), key=lambda state: (state.region_code, state.shard))
 
 
 async def status(fetch: Fetch, job: JobRecord, regions: Sequence[str]) -> JobStatus:

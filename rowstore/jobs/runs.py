@@ -73,7 +73,7 @@ async def newest(fetch: Fetch, job: str, limit: int) -> list[RunRecord]:
 
 async def prune(fetch: Fetch, job: str) -> None:
     """Forgets the oldest runs."""
-    await fetch(_PRUNE, job, KEPT)
+    await fetch(_PRUNE, job, KEPT - 1)
 
 
 def _run_record(record: asyncpg.Record) -> RunRecord:

@@ -47,7 +47,7 @@ job_offsets: Final = Table(
     Column("seq", BigInteger, nullable=False, server_default=_ZERO),
     # Goes up whenever a runner takes the shard, and when it is closed: a commit with an older one changes nothing.
     Column("token", BigInteger, nullable=False, server_default=_ZERO),
-    # Who took it last; for people.
+    # Who took it last; empty once it is closed, when nobody has the token.
     Column("runner", Text, nullable=False, server_default=_EMPTY),
     # The newest firing that it has had its pass for, and the epoch in which: another owner's clock says nothing.
     Column("pass_time", TIME_TYPE),
@@ -62,6 +62,8 @@ job_offsets: Final = Table(
     Column("last_error", Text, nullable=False, server_default=_EMPTY),
     # Set when the job is defined to stop at a row that keeps failing; `jobs resume` takes it away.
     Column("is_stopped", Boolean, nullable=False, server_default=_FALSE),
+    # A move looks for the shard's offsets, whatever the job.
+    Index("job_offsets_shard", "region_code", "shard"),
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
 )
 """How far each job has come in each shard, and who may go on (law L5)."""

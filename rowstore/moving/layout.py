@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from rowstore.moving.connections import MoveConnections
     from rowstore.shard_tables import ShardTable
 
+# Rows lie in tables, but also in partitioned ones, materialized views and the like: nothing is known of how those
+# travel. What a database computes by itself is not copied.
 _COLUMNS: Final = r"""
-SELECT c.relname::text AS table_name, array_agg(a.attname::text ORDER BY a.attnum) AS columns,
-    array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS types
-FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
+SELECT c.relname::text AS table_name,
+    array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = '') AS columns,
+    array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) FILTER (WHERE a.attgenerated = '') AS types,
+    c.relkind = 'r' AND count(*) FILTER (
+        WHERE a.attnotnull AND a.attgenerated = '' AND (
+            a.attname = 'region_code' AND a.atttypid IN ('text'::regtype, 'varchar'::regtype)
+            OR a.attname = 'shard' AND a.atttypid IN ('integer'::regtype, 'bigint'::regtype)
+        )
+    ) = 2 AS is_of_shards
+FROM pg_class AS c LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'm', 'f')
     AND (c.relname LIKE 'rows\_%' OR c.relname LIKE 'effects\_%' OR c.relname = ANY ($1::text[]))
-GROUP BY c.relname ORDER BY c.relname
+GROUP BY c.relname, c.relkind ORDER BY c.relname
 """
 
 
@@ -52,10 +61,16 @@ class Layouts:
 
 
 async def read_layouts(connection: Connection, shard_tables: Sequence[ShardTable]) -> Layouts:
-    """Looks into the catalog, in the connection's transaction."""
+    """Looks into the catalog, in the connection's transaction.
+
+    Raises `SchemaDiffers` when there is a table of which nothing is known how it travels.
+    """
     names = [entry.table.name for entry in shard_tables]
-    records = await fetch_all(connection, _COLUMNS, names)
-    found = (TableLayout(name, tuple(columns), tuple(types)) for name, columns, types in records)
+    found: list[TableLayout] = []
+    for name, columns, types, is_of_shards in await fetch_all(connection, _COLUMNS, names):
+        if not is_of_shards and name.startswith(EFFECTS_PREFIX):
+            raise _untagged(name)
+        found.append(TableLayout(name, tuple(columns or ()), tuple(types or ())))
     return arrange(found, shard_tables)
 
 
@@ -74,13 +89,22 @@ def arrange(layouts: Iterable[TableLayout], shard_tables: Sequence[ShardTable]) 
         way = ways.get(layout.table)
         if way is not None:
             others[way].append(layout)
-        elif layout.table.startswith(EFFECTS_PREFIX) and {"region_code", "shard"} <= set(layout.columns):
+        elif layout.table.startswith(EFFECTS_PREFIX):
+            if not {"region_code", "shard"} <= set(layout.columns):
+                raise _untagged(layout.table)
             others[Travels.WHOLE].append(layout)
         elif layout.table.startswith("rows_") and {"region_code", "key", "shard", "seq"} <= set(layout.columns):
             by_seq.append(layout)
         else:
             raise SchemaDiffers(f"table {layout.table} belongs to no dataset, and nothing is known of how it travels")
     return Layouts(tuple(by_seq), tuple(others[Travels.BY_TIME]), tuple(others[Travels.WHOLE]))
+
+
+def _untagged(table: str) -> SchemaDiffers:
+    return SchemaDiffers(
+        f"table {table} is a job's by its name, and no shard could take its rows along: it must be a plain table with"
+        " columns region_code (text) and shard (integer), both NOT NULL"
+    )
 
 
 def check_target(source: Layouts, target: Layouts) -> None:

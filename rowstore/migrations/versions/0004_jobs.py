@@ -58,6 +58,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job", "region_code", "shard", name="job_offsets_pkey"),
         postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 1000},
     )
+    op.create_index("job_offsets_shard", "job_offsets", ["region_code", "shard"])
     op.create_table(
         "job_set_aside",
         sa.Column("job", BYTES, nullable=False),
