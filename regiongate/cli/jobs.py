@@ -16,6 +16,7 @@ from policy.wording import join
 from regiongate.cli.calls import gateway_channel
 from regiongate.cli.context import run_async
 from regiongate.cli.entry import Entry, with_entry
+from regiongate.cli.jobs_run import add_run
 from regiongate.cli.jobs_text import (
     LIST_COLUMNS,
     OFFSET_COLUMNS,
@@ -339,3 +340,6 @@ def _check_complete(unreachable: Sequence[str]) -> None:
         say(f"{idc} cannot be reached: whether it has got the order is not known", "yellow")
     if unreachable:
         raise typer.Exit(1)
+
+
+add_run(app)
