@@ -1,8 +1,9 @@
 """Keeps rows under the law of their region, and reaches them from anywhere.
 
 `async with regiongate.connect("host:port") as client` is where to start; `regiongate.blocking` is the same for scripts
-without an event loop, `regiongate.errors` what can go wrong. `@regiongate.job(...)` makes a job of a function. Names are loaded when they are first used, because every
-process imports this package for its stubs.
+without an event loop, `regiongate.errors` what can go wrong. `@regiongate.job(...)` makes a job of a function, and
+`regiongate.Ownership` tells a program which shards are its own. Names are loaded when they are first used, because
+every process imports this package for its stubs.
 """
 
 from __future__ import annotations
