@@ -25,7 +25,7 @@ import pyarrow as pa
 from sqlalchemy import LargeBinary, Text, cast, func, literal_column
 
 from policy.model import ColumnType, KeyType
-from regionjobs.rows import Page, RowShape
+from regionjobs.rows import FIRST_TIME, LAST_TIME, Page, RowShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _EPOCH_2000: Final = 946_684_800_000_000
 """Microseconds from Arrow's epoch to PostgreSQL's."""
-# What the driver makes of infinite times, too: the first and the last that Python has.
-_FIRST_TIME: Final = -62_135_596_800_000_000
-_LAST_TIME: Final = 253_402_300_799_999_999
 
 _NOTHING: Final = literal_column("''::bytea", LargeBinary)
 _ZERO: Final = literal_column(r"'\x00'::bytea", LargeBinary)
@@ -87,8 +84,8 @@ def fixed_array(
 
 
 def _since_1970(times: NDArray[Any]) -> NDArray[np.int64]:
-    # The sum would overflow at infinity, and what is clipped cannot.
-    return np.clip(times, _FIRST_TIME - _EPOCH_2000, _LAST_TIME - _EPOCH_2000) + _EPOCH_2000
+    # Infinite times would overflow.
+    return np.clip(times, FIRST_TIME, LAST_TIME) + _EPOCH_2000
 
 
 def _bitmap(flags: NDArray[Any]) -> pa.Buffer:

@@ -15,10 +15,10 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ARRAY, BigInteger, Integer, Text, bindparam, func, literal_column, select, true
+from sqlalchemy import ARRAY, TIMESTAMP, BigInteger, Integer, Text, bindparam, func, literal_column, select, true
 
 from policy.errors import InvalidJob
-from policy.model import Column, Dataset, KeyType
+from policy.model import Column, ColumnType, Dataset, KeyType
 from regionjobs.definition import Format
 from regionjobs.rows import DELETED, FENCE_SEQ, FIRST_VALUE, SEQ, RowPage, RowShape
 from rowstore.compiling import compile_statement, value_names
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import asyncpg
-    from sqlalchemy import Select, Table
+    from sqlalchemy import ColumnElement, Select, Table
 
-    from policy.model import ColumnType
     from regionjobs.arrow import ArrowLayout
     from regionjobs.rows import Page
     from rowstore.compiling import Statement
@@ -74,7 +73,7 @@ class ShardScanner:
         records = await self._database.fetch(statement.sql, *statement.arrange(arguments), is_repeatable=True)
         if not records:
             raise lost(held)
-        shape = RowShape(held.region_code, held.shard, self._reading.places)
+        shape = RowShape(held.region_code, held.shard, self._reading.places, self._reading.times)
         layout = self._reading.layout
         if layout is None:
             return self._row_page(shape, records, limit)
@@ -106,6 +105,7 @@ class _Reading:
     """Arguments: region_code, shard, epoch, keys."""
     key_type: KeyType
     places: Mapping[str, int]
+    times: frozenset[str]
     layout: ArrowLayout | None
 
 
@@ -127,6 +127,7 @@ def _reading(
         compile_statement(wanted, (*claimed, "keys")),
         key_type,
         {column: FIRST_VALUE + index for index, column in enumerate(value_names(table))},
+        frozenset(column for column, column_type in columns if column_type is ColumnType.TIMESTAMP),
         layout,
     )
 
@@ -151,8 +152,9 @@ def _fenced(rows: Select[*tuple[Any, ...]], layout: ArrowLayout | None) -> Selec
         ordered = rows.subquery("ordered")
         rows = select(*layout.aggregates(ordered)).select_from(ordered)
     page = rows.lateral("page")
+    columns = page.c if layout is not None else map(_as_sent, page.c)
     return (
-        select(shard_fences.c.last_seq, *page.c)
+        select(shard_fences.c.last_seq, *columns)
         .select_from(shard_fences.outerjoin(page, true()))
         .where(
             shard_fences.c.region_code == bindparam("region_code", type_=Text),
@@ -161,6 +163,11 @@ def _fenced(rows: Select[*tuple[Any, ...]], layout: ArrowLayout | None) -> Selec
             is_readable(shard_fences.c.mode),
         )
     )
+
+
+def _as_sent(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Times as `regionjobs.rows` reads them."""
+    return func.timestamptz_send(column) if isinstance(column.type, TIMESTAMP) else column
 
 
 def _rows(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:

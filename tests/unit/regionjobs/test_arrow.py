@@ -109,7 +109,7 @@ def record(count, deleted=()):
 
 
 def page(count, *, deleted=(), limit=10, with_deleted=False):
-    shape = RowShape("DE", 7, {})
+    shape = RowShape("DE", 7, {}, frozenset())
     return layout().page(shape, record(count, deleted), fence_seq=9, limit=limit, with_deleted=with_deleted)
 
 
