@@ -1,0 +1,448 @@
+"""Job runners in the test's own event loop, on a real etcd and real PostgreSQL: a test can stop them between two steps.
+
+Policy and assignments are put into etcd by hand, and shards are moved by the real movers, so a test is the controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from policy import move
+from policy.compile import compile_policy
+from policy.follower import Follower
+from policy.loading import load_policy
+from policy.records import CurrentPolicy, Keys, PolicyRevision, ShardRecord
+from policy.sharding import shard_of
+from regionjobs.bell import Bell
+from regionjobs.connections import EffectConnections
+from regionjobs.job_loop import JobLoop
+from regionjobs.membership import Membership
+from regionjobs.parts import RunnerParts
+from regionjobs.scheduler import Scheduler
+from rowstore.database import Database
+from rowstore.jobs import firings, registry, runs
+from rowstore.jobs.model import JobRecord
+from rowstore.model import RowWrite, ShardEpoch
+from rowstore.moving import Mover, MoveStep
+from rowstore.moving.model import ShardDigest
+from rowstore.schema import ensure_datasets, migrate
+from runtime.etcd import EtcdClient, put_op
+from runtime.telemetry.tracing import Tracing
+from tests.support.cluster import deadline, settings
+from tests.support.postgres import create_database
+from tests.support.row_databases import MovePair, RowDatabase, row_database, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from policy.compile import Policy
+    from regionjobs.definition import Job
+    from rowstore.jobs.model import RunRecord
+    from runtime.embedded.postgres import EmbeddedPostgres
+
+LAW: Final = """\
+version: 1
+idcs:
+  sha: {jurisdiction: CN}
+  sin: {jurisdiction: SG}
+  fra: {jurisdiction: EU}
+  ams: {jurisdiction: EU}
+groups:
+  EU: [DE, FR]
+residency:
+  - {name: asia, regions: [SG], jurisdictions: [CN, SG], idcs: {sha: 50, sin: 50}, shards: 3}
+  - {name: europe, regions: [EU], jurisdictions: [EU], idcs: {fra: 50, ams: 50}, shards: 2}
+datasets:
+  customers:
+    key: string
+    columns:
+      name: {type: string, class: personal}
+      spend: {type: int64}
+  orders:
+    key: int64
+    columns:
+      total: {type: int64}
+"""
+OWNERS: Final[dict[str, tuple[str, ...]]] = {"SG": ("sin", "sha", "sha"), "DE": ("fra", "fra"), "FR": ("fra", "ams")}
+"""Who owns each shard at the beginning."""
+
+TABLES: Final = """
+CREATE TABLE effects_ledger (
+    region_code text COLLATE "C" NOT NULL, shard integer NOT NULL, entry uuid NOT NULL DEFAULT gen_random_uuid(),
+    job text NOT NULL, seq bigint NOT NULL, idc text NOT NULL, PRIMARY KEY (region_code, shard, entry)
+);
+CREATE TABLE adopted (id bigint PRIMARY KEY, region text NOT NULL, name text NOT NULL, size int NOT NULL DEFAULT 1)
+"""
+"""An entry for each change that a batch was given (nothing forbids one twice), and a table that was there before."""
+
+CLAIM: Final = "SET token = o.token + 1"
+PAGE: Final = "rows_customers"
+SELECT: Final = '"adopted"'
+"""Words of the statements that find where to go on, read a shard, and read the adopted table."""
+
+
+def law(text: str = LAW, revision: int = 1) -> Policy:
+    """The policy, compiled."""
+    return compile_policy(load_policy(text).document, revision)
+
+
+async def prepare_template(server: EmbeddedPostgres) -> str:
+    """Name of a database with all tables, no rows and no fences; each IDC gets a copy."""
+    url = await create_database(server)
+    await migrate(url)
+    async with Database.open(url) as database:
+        await ensure_datasets(database, list(law().datasets.values()))
+        for statement in TABLES.split(";"):
+            await database.fetch(statement)
+    return urlsplit(url).path.removeprefix("/")
+
+
+class SteppedDatabase(Database):
+    """Lets something happen right before the next statement that has certain words, once."""
+
+    hooks: dict[str, Callable[[], Awaitable[object]]]
+
+    async def fetch(self, statement: str, *arguments: object, is_repeatable: bool = False) -> Any:
+        """As ever, later by that."""
+        for words in [words for words in getattr(self, "hooks", {}) if words in statement]:
+            await self.hooks.pop(words)()
+        return await super().fetch(statement, *arguments, is_repeatable=is_repeatable)
+
+
+class Recorder:
+    """A handler that enters each change into the ledger, and then does what a test has asked for, once."""
+
+    def __init__(self, then: Callable[[], Awaitable[object]] | None = None) -> None:
+        self.then = then
+        self.batches: list[list[str]] = []
+        """What was handed over, batch by batch, as idempotency keys without the name of the job."""
+
+    async def __call__(self, batch: Any) -> None:
+        """Enters."""
+        changes = [batch.idempotency_key(row).split("/")[1:] for row in batch.rows]
+        self.batches.append(["/".join(change) for change in changes])
+        await enter(batch, changes)
+        then, self.then = self.then, None
+        if then is not None:
+            await then()
+
+    @property
+    def changes(self) -> list[str]:
+        """All that was handed over."""
+        return [change for batch in self.batches for change in batch]
+
+
+async def enter(batch: Any, changes: Sequence[Sequence[str]]) -> None:
+    """Enters changes (RegionCode, shard, sequence) in the batch's transaction."""
+    await batch.connection.exec_driver_sql(
+        "INSERT INTO effects_ledger (region_code, shard, job, seq, idc) VALUES ($1, $2, $3, $4, $5)",
+        [(region, int(shard), batch.job, int(seq), batch.idc) for region, shard, seq in changes],
+    )
+
+
+@dataclass
+class SiteRunner:
+    """One runner's parts, running."""
+
+    parts: RunnerParts
+    database: SteppedDatabase
+    loops: Mapping[str, JobLoop]
+    schedulers: Mapping[str, Scheduler]
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its session."""
+        return self.parts.membership.runner
+
+    def before(self, words: str, hook: Callable[[], Awaitable[object]]) -> None:
+        """Lets something happen right before the next statement with these words."""
+        self.database.hooks = {**getattr(self.database, "hooks", {}), words: hook}
+
+    async def sees(self, revision: int) -> None:
+        """Waits until it has seen everything up to a revision of etcd."""
+        assert await self.parts.follower.wait_seen(revision, deadline())
+
+
+@dataclass
+class RunnerSite:
+    """Databases of IDCs, and a cluster in etcd."""
+
+    client: EtcdClient
+    endpoint: str
+    keys: Keys
+    idcs: dict[str, RowDatabase]
+    policy: Policy = field(default_factory=law)
+    records: dict[tuple[str, int], ShardRecord] = field(default_factory=dict)
+    revision: int = 0
+    """Of etcd, after the newest change made here."""
+
+    # ---- the law and who owns what ----------------------------------------------------------------------------------
+
+    async def apply(self, text: str = LAW) -> None:
+        """Makes a policy the current one."""
+        number = self.policy.revision + (1 if self.revision else 0)
+        document = load_policy(text).document
+        self.policy = compile_policy(document, number)
+        record = PolicyRevision(
+            number, number - 1, text, "test", "", "2026-01-01T00:00:00+00:00", rules=json.loads(document.to_json())
+        )
+        result = await self.client.transact(
+            [],
+            [
+                put_op(self.keys.policy_revision(number), record.encode()),
+                put_op(self.keys.policy_current, CurrentPolicy(number).encode()),
+            ],
+        )
+        self.revision = result.revision
+
+    async def assign(self, code: str, shard: int, **changes: Any) -> None:
+        """Changes the record of a shard: only in etcd, fences stay as they are."""
+        known = self.records.get((code, shard)) or ShardRecord("", 1, "serving", self.policy.revision)
+        record = replace(known, **changes)
+        self.records[code, shard] = record
+        self.revision = (
+            await self.client.transact([], [put_op(self.keys.shard(code, shard), record.encode())])
+        ).revision
+
+    async def open(self, code: str, owners: Sequence[str]) -> None:
+        """Gives the shards of a RegionCode their first owners."""
+        for shard, owner in enumerate(owners):
+            if owner in self.idcs:
+                await self.idcs[owner].store.fences.open([ShardEpoch(code, shard, 1)])
+            await self.assign(code, shard, owner=owner)
+
+    async def move(self, code: str, shard: int, target: str, *, traceparent: str = "") -> None:
+        """Moves a shard with all that belongs to it, as a rollout would."""
+        before = self.records[code, shard]
+        source = before.owner
+        started = move.start(before, target, "by-hand", traceparent)
+        step = MoveStep(code, shard, started.epoch, started.attempt)
+        async with Mover(self.idcs[source].database) as sender, Mover(self.idcs[target].database) as receiver:
+            pair = MovePair(self.idcs[source], self.idcs[target], sender, receiver)
+            await self._put(code, shard, started)
+            await sender.begin_export(step)
+            await pair.copy(step)
+            await self._put(code, shard, move.advance(self.records[code, shard], move.MoveEvent.COPIED))
+            last = await pair.close_and_copy(step)
+            await self._put(code, shard, move.advance(self.records[code, shard], move.MoveEvent.DRAINED))
+            digest = last.digest or ShardDigest(0, "")
+            await self._put(code, shard, move.switch(self.records[code, shard], digest.rows, digest.digest))
+            await receiver.open(step)
+            await self._put(code, shard, move.advance(self.records[code, shard], move.MoveEvent.OPENED))
+            await sender.purge(step, digest)
+            await self._put(code, shard, move.purge(self.records[code, shard], source))
+        await self.ring(target)
+
+    async def _put(self, code: str, shard: int, record: ShardRecord) -> None:
+        self.records[code, shard] = record
+        await self.assign(code, shard)
+
+    def owned(self, idc: str, *codes: str) -> list[tuple[str, int]]:
+        """Shards that an IDC owns."""
+        return sorted(key for key, it in self.records.items() if it.owner == idc and (not codes or key[0] in codes))
+
+    # ---- rows -------------------------------------------------------------------------------------------------------
+
+    def keys_in(self, code: str, shard: int, number: int, prefix: str = "k") -> list[str]:
+        """Keys that are in a shard."""
+        shards = self.policy.regions[code].shards
+        found = (key for n in count() if shard_of(key := f"{prefix}{n}", shards) == shard)
+        return [next(found) for _ in range(number)]
+
+    async def put(self, code: str, *keys: str, delete: bool = False, ring: bool = True) -> list[int]:
+        """Writes rows where they belong; returns their sequences."""
+        written: list[int] = []
+        for key in keys:
+            shard = shard_of(key, self.policy.regions[code].shards)
+            record = self.records[code, shard]
+            values = None if delete else {"name": key, "spend": 1}
+            write = RowWrite(code, shard, record.epoch, key, values)
+            written += [
+                it.version
+                for it in await self.idcs[record.owner].store.write(self.policy.datasets["customers"], [write])
+            ]
+            if ring:
+                await self.idcs[record.owner].database.fetch("SELECT pg_notify($1, '')", registry.DOORBELL)
+        return written
+
+    async def fill(self, code: str, each: int, prefix: str = "k") -> None:
+        """So many rows in each shard of a RegionCode."""
+        for shard in range(self.policy.regions[code].shards):
+            await self.put(code, *self.keys_in(code, shard, each, prefix), ring=False)
+        for idc in self.idcs:
+            await self.ring(idc)
+
+    async def ledger(self, job: str, *idcs: str) -> list[str]:
+        """All entries, of all IDCs where none is named, each as often as it was made: region/shard/seq."""
+        found: list[str] = []
+        for idc in idcs or self.idcs:
+            records = await self.idcs[idc].hand.fetch(
+                "SELECT region_code, shard, seq FROM effects_ledger WHERE job = $1", job
+            )
+            found += [f"{code}/{shard}/{seq}" for code, shard, seq in records]
+        return sorted(found)
+
+    async def entered(self, job: str, number: int) -> list[str]:
+        """Waits for so many entries, and returns them."""
+
+        async def has() -> bool:
+            return len(await self.ledger(job)) >= number
+
+        await until(has, f"{number} entries of {job}, only {await self.ledger(job)}")
+        return await self.ledger(job)
+
+    # ---- jobs -------------------------------------------------------------------------------------------------------
+
+    async def ring(self, idc: str) -> None:
+        """Wakes the runners of an IDC."""
+        await registry.ring(self.idcs[idc].database.fetch)
+
+    async def register(self, idc: str, job: Job) -> None:
+        """Makes a job known before any runner does."""
+        record = JobRecord(job.name, job.dataset, job.scan, job.kind.value, job.describe())
+        await registry.register(self.idcs[idc].database.fetch, record)
+
+    async def fire(self, idc: str, job: str) -> datetime:
+        """Orders a pass, as `jobs trigger` does."""
+        fired: list[datetime] = []
+
+        async def is_known() -> bool:
+            time = await firings.trigger(self.idcs[idc].database.fetch, job, "manual")
+            fired.extend([time] if time else [])
+            return time is not None
+
+        await until(is_known, f"{job} known in {idc}")
+        await self.ring(idc)
+        return fired[0]
+
+    async def finished(self, idc: str, job: str, number: int = 1) -> list[datetime]:
+        """Waits until so many firings have been made and ended, and no other is open; returns their times."""
+        query = "SELECT scheduled_time, end_time FROM job_firings WHERE job = $1 ORDER BY scheduled_time"
+
+        async def is_so() -> bool:
+            records = await self.idcs[idc].hand.fetch(query, job)
+            return len(records) >= number and all(record["end_time"] for record in records)
+
+        await until(is_so, f"{number} firings of {job} in {idc} have ended")
+        return [record["scheduled_time"] for record in await self.idcs[idc].hand.fetch(query, job)]
+
+    async def passed(self, idc: str, job: str) -> None:
+        """Orders a pass, and waits for its end."""
+        known = await self.idcs[idc].hand.fetchval("SELECT count(*) FROM job_firings WHERE job = $1", job)
+        await self.fire(idc, job)
+        await self.finished(idc, job, known + 1)
+
+    async def runs(self, idc: str, job: str, ended: int = 0) -> list[RunRecord]:
+        """The history, oldest first, once so many runs have ended."""
+        fetch = self.idcs[idc].database.fetch
+
+        async def has() -> bool:
+            return sum(it.end_time is not None for it in await runs.newest(fetch, job, 100)) >= ended
+
+        await until(has, f"{ended} runs of {job} in {idc} have ended")
+        return list(reversed(await runs.newest(fetch, job, 100)))
+
+    async def offsets(self, idc: str, job: str) -> dict[tuple[str, int], int]:
+        """Saved offsets of the shards that an IDC serves."""
+        records = await self.idcs[idc].hand.fetch(
+            "SELECT o.region_code, o.shard, o.seq FROM job_offsets AS o JOIN shard_fences AS f"
+            " USING (region_code, shard) WHERE o.job = $1 AND f.mode = 'serving'",
+            job,
+        )
+        return {(record[0], record[1]): record[2] for record in records}
+
+    @asynccontextmanager
+    async def runner(
+        self,
+        idc: str,
+        *jobs: Job,
+        name: str = "r",
+        url: str = "",
+        tracing: Tracing | None = None,
+        sdk: Any = None,
+        drain: float = 5.0,
+        ttl: float = 3.0,
+    ) -> AsyncIterator[SiteRunner]:
+        """A runner, until the block ends; `url` is the way to its database, where that is not the straight one."""
+        url = url or self.idcs[idc].url
+        application = f"regiongate-runner-{idc}"
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(EtcdClient(settings(self.endpoint)))
+            database = SteppedDatabase.open(url, size=4, application_name=application)
+            stack.push_async_callback(database.close)
+            connections = EffectConnections(
+                url, size=8, application_name=f"{application}-batch", statement_timeout=timedelta(seconds=30)
+            )
+            stack.push_async_callback(connections.close)
+            follower = Follower(client, self.keys)
+            names = [job.name for job in jobs]
+            membership = Membership(client, self.keys, idc=idc, name=name, jobs=names, ttl=timedelta(seconds=ttl))
+            parts = RunnerParts(
+                idc=idc,
+                follower=follower,
+                membership=membership,
+                database=database,
+                connections=connections,
+                bell=Bell(url, f"{application}-bell"),
+                tracing=tracing or Tracing("runner", idc, 0.0, None),
+                client=lambda: sdk,
+                drain=timedelta(seconds=drain),
+            )
+            await follower.start()
+            stack.push_async_callback(follower.stop)
+            await membership.start()
+            stack.push_async_callback(membership.stop)
+            assert await follower.wait_seen(self.revision, deadline())
+            assert await membership.wait_alive(deadline())
+            yield await stack.enter_async_context(_looping(parts, database, jobs))
+
+
+@asynccontextmanager
+async def _looping(parts: RunnerParts, database: SteppedDatabase, jobs: Sequence[Job]) -> AsyncIterator[SiteRunner]:
+    runner = SiteRunner(
+        parts,
+        database,
+        {job.name: JobLoop(job, parts) for job in jobs},
+        {job.name: Scheduler(job, parts) for job in jobs},
+    )
+    runner.tasks = [asyncio.create_task(loop.run()) for loop in runner.loops.values()]
+    background = [asyncio.create_task(parts.bell.run())]
+    background += [asyncio.create_task(scheduler.run()) for scheduler in runner.schedulers.values()]
+    try:
+        yield runner
+    finally:
+        for loop in runner.loops.values():
+            loop.stop()
+        await asyncio.wait(runner.tasks, timeout=20)
+        for task in [*background, *runner.tasks]:
+            task.cancel()
+        results = await asyncio.gather(*background, *runner.tasks, return_exceptions=True)
+        broken = [it for it in results if isinstance(it, Exception) and not isinstance(it, asyncio.CancelledError)]
+        assert not broken, broken
+
+
+@asynccontextmanager
+async def runner_site(
+    endpoint: str, server: EmbeddedPostgres, template: str, *idcs: str, owners: Mapping[str, Sequence[str]] = OWNERS
+) -> AsyncIterator[RunnerSite]:
+    """Databases of some IDCs, and `LAW` with these owners in a cluster of its own."""
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(EtcdClient(settings(endpoint)))
+        databases = {
+            idc: await stack.enter_async_context(row_database(await create_database(server, template))) for idc in idcs
+        }
+        site = RunnerSite(client, endpoint, Keys(f"test-{uuid.uuid4().hex[:8]}"), databases)
+        await site.apply()
+        for code, names in owners.items():
+            await site.open(code, names)
+        yield site
