@@ -16,6 +16,8 @@ from rich.table import Table
 from bench.deciding import resolve
 from bench.events import policy_effective, policy_event
 from bench.harness import OUT, Figure, write_summary
+from bench.job_stack import job_stack
+from bench.jobs import scan, scan_arrow, scan_effects
 from bench.move_stack import move_stack
 from bench.moves import move_copy, move_errors, move_stall, rollout_throughput
 from bench.reads import forward, get_exchange, get_unary, trace_off
@@ -26,6 +28,7 @@ from runtime.telemetry.logs import setup_logging
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from bench.job_stack import JobStack
     from bench.move_stack import MoveStack
     from runtime.stack_file import StackFile
 
@@ -45,6 +48,9 @@ ON_STACK: dict[str, Callable[[StackFile, int], Awaitable[Figure]]] = {
 MOVING: dict[str, Callable[[MoveStack, int], Awaitable[list[Figure]]]] = {
     figure.__name__: figure for figure in (move_copy, move_stall, move_errors, rollout_throughput)
 }
+SCANNING: dict[str, Callable[[JobStack, int], Awaitable[list[Figure]]]] = {
+    figure.__name__: figure for figure in (scan, scan_arrow, scan_effects)
+}
 ALONE: dict[str, Callable[[int], Figure]] = {"resolve": resolve}
 
 
@@ -61,7 +67,7 @@ def show(figures: list[Figure]) -> None:
 
 
 async def measure(names: list[str], rounds: int) -> list[Figure]:
-    """Measures the figures named; those about moves on a stack of their own."""
+    """Measures the figures named; those about moves, and those about jobs, on stacks of their own."""
     console = Console(stderr=True)
     figures = [ALONE[name](rounds) for name in names if name in ALONE]
     if any(name in ON_STACK for name in names):
@@ -76,12 +82,18 @@ async def measure(names: list[str], rounds: int) -> list[Figure]:
                 console.print(f"measuring {name}")
                 figures += await MOVING[name](moving, rounds)
                 write_summary(figures)
+    if any(name in SCANNING for name in names):
+        async with job_stack() as scanned, scanned.running("bench.job_handlers"):
+            for name in (name for name in names if name in SCANNING):
+                console.print(f"measuring {name}")
+                figures += await SCANNING[name](scanned, rounds)
+                write_summary(figures)
     return figures
 
 
 def main() -> None:
     """Parses the command line and runs."""
-    known = [*ALONE, *ON_STACK, *MOVING]
+    known = [*ALONE, *ON_STACK, *MOVING, *SCANNING]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("figures", nargs="*", metavar="figure", help=f"which to measure (all): {', '.join(known)}")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of ours and the baseline (default 7)")
