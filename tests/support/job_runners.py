@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
@@ -83,7 +84,7 @@ class Entry(NamedTuple):
 class JobRunner:
     """One runner process."""
 
-    process: asyncio.subprocess.Process
+    process: subprocess.Popen[bytes]
     idc: str
     name: str
     metrics: str
@@ -92,7 +93,7 @@ class JobRunner:
     @property
     def is_running(self) -> bool:
         """Whether the process is there, be it asleep."""
-        return self.process.returncode is None
+        return self.process.poll() is None
 
     @property
     def log(self) -> str:
@@ -116,15 +117,24 @@ class JobRunner:
     async def kill(self) -> None:
         """Ends it at once."""
         self.send(SIGKILL)
-        await self.process.wait()
+        await self._ended(STOP_SECONDS)
+
+    async def _ended(self, seconds: float) -> int:
+        """Polled, so that a runner may outlive the event loop that has started it."""
+
+        async def has_ended() -> bool:
+            return not self.is_running
+
+        await until(has_ended, seconds, f"{self.name} does not end")
+        return self.process.returncode
 
     async def stop(self, seconds: float = STOP_SECONDS) -> int:
         """Asks it to end, as an operator does; returns its exit code. Kills it after `seconds`, and complains."""
         self.wake()
         self.send(SIGTERM)
         try:
-            return await asyncio.wait_for(self.process.wait(), seconds)
-        except TimeoutError:
+            return await self._ended(seconds)
+        except AssertionError:
             await self.kill()
             raise AssertionError(f"{self.name} did not stop:\n{self.log[-3000:]}") from None
 
@@ -207,15 +217,7 @@ class JobRunners:
         launcher = ("tests.support.unguarded", ",".join(without)) if without else ("regiongate.cli.main",)
         command = [sys.executable, "-m", *launcher, "jobs", "run", *map(str, (module, *modules))]
         log_file = self.laws.stack.data_dir / "logs" / f"runner-{name}-{port}.log"
-        with log_file.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=ROOT,
-                env={**os.environ, **variables, **(environment or {})},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        process = _spawn(command, {**os.environ, **variables, **(environment or {})}, log_file)
         runner = JobRunner(process, idc, name, f"http://127.0.0.1:{port}", log_file)
         self.runners.append(runner)
         if wait:
@@ -296,6 +298,13 @@ async def job_runners(laws: LawStack) -> AsyncGenerator[JobRunners]:
         yield fleet
     finally:
         await fleet.stop()
+
+
+def _spawn(command: list[str], environment: dict[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    with log_file.open("ab") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
 
 
 def doubled(entries: Iterable[Entry]) -> list[tuple[str, int, int]]:
