@@ -5,28 +5,19 @@ Policy and assignments are put into etcd by hand, and shards are moved by the re
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from policy import move
 from policy.compile import compile_policy
-from policy.follower import Follower
 from policy.loading import load_policy
 from policy.records import CurrentPolicy, Keys, PolicyRevision, ShardRecord
 from policy.sharding import shard_of
-from regionjobs.bell import Bell
-from regionjobs.connections import EffectConnections
-from regionjobs.job_loop import JobLoop
-from regionjobs.membership import Membership
-from regionjobs.parts import RunnerParts
-from regionjobs.scheduler import Scheduler
 from rowstore.database import Database
 from rowstore.jobs import firings, registry, runs
 from rowstore.jobs.model import JobRecord
@@ -35,13 +26,13 @@ from rowstore.moving import Mover, MoveStep
 from rowstore.moving.model import ShardDigest
 from rowstore.schema import ensure_datasets, migrate
 from runtime.etcd import EtcdClient, put_op
-from runtime.telemetry.tracing import Tracing
-from tests.support.cluster import deadline, settings
+from tests.support.cluster import settings
+from tests.support.job_runner_parts import SiteRunner, running_runner
 from tests.support.postgres import create_database
 from tests.support.row_databases import MovePair, RowDatabase, row_database, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
 
     from policy.compile import Policy
@@ -84,11 +75,6 @@ CREATE TABLE adopted (id bigint PRIMARY KEY, region text NOT NULL, name text NOT
 """
 """An entry for each change that a batch was given (nothing forbids one twice), and a table that was there before."""
 
-CLAIM: Final = "SET token = o.token + 1"
-PAGE: Final = "rows_customers"
-SELECT: Final = '"adopted"'
-"""Words of the statements that find where to go on, read a shard, and read the adopted table."""
-
 
 def law(text: str = LAW, revision: int = 1) -> Policy:
     """The policy, compiled."""
@@ -104,73 +90,6 @@ async def prepare_template(server: EmbeddedPostgres) -> str:
         for statement in TABLES.split(";"):
             await database.fetch(statement)
     return urlsplit(url).path.removeprefix("/")
-
-
-class SteppedDatabase(Database):
-    """Lets something happen right before the next statement that has certain words, once."""
-
-    hooks: dict[str, Callable[[], Awaitable[object]]]
-
-    async def fetch(self, statement: str, *arguments: object, is_repeatable: bool = False) -> Any:
-        """As ever, later by that."""
-        for words in [words for words in getattr(self, "hooks", {}) if words in statement]:
-            await self.hooks.pop(words)()
-        return await super().fetch(statement, *arguments, is_repeatable=is_repeatable)
-
-
-class Recorder:
-    """A handler that enters each change into the ledger, and then does what a test has asked for, once."""
-
-    def __init__(self, then: Callable[[], Awaitable[object]] | None = None) -> None:
-        self.then = then
-        self.batches: list[list[str]] = []
-        """What was handed over, batch by batch, as idempotency keys without the name of the job."""
-
-    async def __call__(self, batch: Any) -> None:
-        """Enters."""
-        changes = [batch.idempotency_key(row).split("/")[1:] for row in batch.rows]
-        self.batches.append(["/".join(change) for change in changes])
-        await enter(batch, changes)
-        then, self.then = self.then, None
-        if then is not None:
-            await then()
-
-    @property
-    def changes(self) -> list[str]:
-        """All that was handed over."""
-        return [change for batch in self.batches for change in batch]
-
-
-async def enter(batch: Any, changes: Sequence[Sequence[str]]) -> None:
-    """Enters changes (RegionCode, shard, sequence) in the batch's transaction."""
-    await batch.connection.exec_driver_sql(
-        "INSERT INTO effects_ledger (region_code, shard, job, seq, idc) VALUES ($1, $2, $3, $4, $5)",
-        [(region, int(shard), batch.job, int(seq), batch.idc) for region, shard, seq in changes],
-    )
-
-
-@dataclass
-class SiteRunner:
-    """One runner's parts, running."""
-
-    parts: RunnerParts
-    database: SteppedDatabase
-    loops: Mapping[str, JobLoop]
-    schedulers: Mapping[str, Scheduler]
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Its session."""
-        return self.parts.membership.runner
-
-    def before(self, words: str, hook: Callable[[], Awaitable[object]]) -> None:
-        """Lets something happen right before the next statement with these words."""
-        self.database.hooks = {**getattr(self.database, "hooks", {}), words: hook}
-
-    async def sees(self, revision: int) -> None:
-        """Waits until it has seen everything up to a revision of etcd."""
-        assert await self.parts.follower.wait_seen(revision, deadline())
 
 
 @dataclass
@@ -362,73 +281,11 @@ class RunnerSite:
         return {(record[0], record[1]): record[2] for record in records}
 
     @asynccontextmanager
-    async def runner(
-        self,
-        idc: str,
-        *jobs: Job,
-        name: str = "r",
-        url: str = "",
-        tracing: Tracing | None = None,
-        sdk: Any = None,
-        drain: float = 5.0,
-        ttl: float = 3.0,
-    ) -> AsyncIterator[SiteRunner]:
-        """A runner, until the block ends; `url` is the way to its database, where that is not the straight one."""
-        url = url or self.idcs[idc].url
-        application = f"regiongate-runner-{idc}"
-        async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(EtcdClient(settings(self.endpoint)))
-            database = SteppedDatabase.open(url, size=4, application_name=application)
-            stack.push_async_callback(database.close)
-            connections = EffectConnections(
-                url, size=8, application_name=f"{application}-batch", statement_timeout=timedelta(seconds=30)
-            )
-            stack.push_async_callback(connections.close)
-            follower = Follower(client, self.keys)
-            names = [job.name for job in jobs]
-            membership = Membership(client, self.keys, idc=idc, name=name, jobs=names, ttl=timedelta(seconds=ttl))
-            parts = RunnerParts(
-                idc=idc,
-                follower=follower,
-                membership=membership,
-                database=database,
-                connections=connections,
-                bell=Bell(url, f"{application}-bell"),
-                tracing=tracing or Tracing("runner", idc, 0.0, None),
-                client=lambda: sdk,
-                drain=timedelta(seconds=drain),
-            )
-            await follower.start()
-            stack.push_async_callback(follower.stop)
-            await membership.start()
-            stack.push_async_callback(membership.stop)
-            assert await follower.wait_seen(self.revision, deadline())
-            assert await membership.wait_alive(deadline())
-            yield await stack.enter_async_context(_looping(parts, database, jobs))
-
-
-@asynccontextmanager
-async def _looping(parts: RunnerParts, database: SteppedDatabase, jobs: Sequence[Job]) -> AsyncIterator[SiteRunner]:
-    runner = SiteRunner(
-        parts,
-        database,
-        {job.name: JobLoop(job, parts) for job in jobs},
-        {job.name: Scheduler(job, parts) for job in jobs},
-    )
-    runner.tasks = [asyncio.create_task(loop.run()) for loop in runner.loops.values()]
-    background = [asyncio.create_task(parts.bell.run())]
-    background += [asyncio.create_task(scheduler.run()) for scheduler in runner.schedulers.values()]
-    try:
-        yield runner
-    finally:
-        for loop in runner.loops.values():
-            loop.stop()
-        await asyncio.wait(runner.tasks, timeout=20)
-        for task in [*background, *runner.tasks]:
-            task.cancel()
-        results = await asyncio.gather(*background, *runner.tasks, return_exceptions=True)
-        broken = [it for it in results if isinstance(it, Exception) and not isinstance(it, asyncio.CancelledError)]
-        assert not broken, broken
+    async def runner(self, idc: str, *jobs: Job, **options: Any) -> AsyncIterator[SiteRunner]:
+        """A runner, until the block ends; see `tests.support.job_runner_parts.running_runner`."""
+        options = {"url": self.idcs[idc].url} | options
+        async with running_runner(self.endpoint, self.keys, idc, jobs, seen=self.revision, **options) as runner:
+            yield runner
 
 
 @asynccontextmanager
