@@ -19,7 +19,7 @@ from gateway.metrics import DOORBELL_FAILURES, DOORBELL_RINGS
 from policy.errors import RegiongateError
 from rowstore.database import Database
 from rowstore.jobs.listening import is_anybody_there
-from rowstore.jobs.registry import ring
+from rowstore.jobs.registry import ring_for_rows
 
 PAUSE: Final = 0.01
 """Seconds between two rings."""
@@ -69,7 +69,7 @@ class Doorbell:
             while self._is_due:
                 self._is_due = False
                 try:
-                    await ring(self._line.fetch)
+                    await ring_for_rows(self._line.fetch)
                     DOORBELL_RINGS.inc()
                 except RegiongateError:
                     DOORBELL_FAILURES.inc()

@@ -240,6 +240,8 @@ class RunnerRecord(Record):
     """Names of the jobs that it runs, sorted."""
     metrics: str = ""
     """Base URL of its /metrics, /healthz and /readyz."""
+    session: str = ""
+    """`application_name` of its batches' connections: whoever sees it gone ends them, and the locks that they hold."""
 
     def __post_init__(self) -> None:
         """JSON knows no tuples."""

@@ -14,7 +14,7 @@ import asyncpg
 import structlog
 
 from rowstore.driver_errors import DRIVER_ERRORS
-from rowstore.jobs.registry import DOORBELL
+from rowstore.jobs.registry import DOORBELL, ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +36,8 @@ class Bell:
         self._settings = {"application_name": application_name}
         self.rung = asyncio.Event()
         """Set at the next ring, and replaced by a new one: take it, look, then wait for it."""
+        self.ordered = asyncio.Event()
+        """The same, but only for what concerns jobs themselves: orders and firings, not new rows."""
 
     async def run(self) -> None:
         """Listens for ever."""
@@ -66,13 +68,16 @@ class Bell:
         finally:
             connection.terminate()
 
-    def _hear(self, *_: object) -> None:
-        self.ring()
+    def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        self.ring(is_order=payload == ORDER)
 
-    def ring(self) -> None:
+    def ring(self, *, is_order: bool = True) -> None:
         """Wakes whoever waits in this process."""
         rung, self.rung = self.rung, asyncio.Event()
         rung.set()
+        if is_order:
+            ordered, self.ordered = self.ordered, asyncio.Event()
+            ordered.set()
 
 
 async def wait_any(events: Iterable[asyncio.Event], timeout: float) -> bool:

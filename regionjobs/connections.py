@@ -3,12 +3,16 @@
 The offset is moved by the driver's connection underneath, inside SQLAlchemy's transaction if the handler has begun one.
 A batch that has begun none costs one statement, which commits by itself. A connection that was cut short, or whose
 batch failed, is ended: whatever a handler has left on it ends with it.
+
+A handler's effects and the offset are one transaction (law L5), so it is not the handler's to end: what would end it is
+refused before it happens, and a batch that has tried to is not committed, though the handler hides it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _MAY_COMMIT: Final = "regiongate_may_commit"
+_WAS_ENDED: Final = "regiongate_was_ended"
+"""What a connection is told of the batch at hand."""
+_ENDS_TRANSACTION: Final = re.compile(
+    r"\s*(commit|end|abort|rollback(?!\s+(work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b", re.IGNORECASE
+)
 _CONNECT_SECONDS: Final = 5
 _END_SECONDS: Final = 2.0
 
@@ -35,22 +44,33 @@ _END_SECONDS: Final = 2.0
 class Effects:
     """A connection for one batch."""
 
-    __slots__ = ("connection", "driver")
+    __slots__ = ("connection", "driver", "was_used")
 
     def __init__(self, connection: AsyncConnection, driver: asyncpg.Connection) -> None:
         self.connection = connection
         """What the handler gets."""
         self.driver = driver
+        self.was_used = False
+        """Whether a transaction of the handler's was committed."""
 
     @property
     def is_used(self) -> bool:
         """Whether the handler has begun a transaction."""
         return self.connection.in_transaction()
 
-    def check(self) -> None:
-        """Raises `InvalidJob` when the handler has ended the transaction behind SQLAlchemy's back."""
+    async def check(self) -> None:
+        """Raises `InvalidJob` when the transaction is not what the handler was given, or may still be worked on."""
+        if self.connection.invalidated or self.driver.is_closed():
+            raise DatabaseUnavailable("the connection to the database was lost")
+        if self.connection.closed:
+            raise InvalidJob("the handler has closed the batch's connection", field_name="handler")
+        if (await self.connection.get_raw_connection()).info.get(_WAS_ENDED):
+            raise _not_the_handlers()
         if self.is_used and not self.driver.is_in_transaction():
-            raise InvalidJob("the handler has ended the batch's transaction itself", field_name="handler")
+            # Begun, perhaps, and nothing said to the server yet.
+            await self.connection.exec_driver_sql("SELECT 1")
+        if self.is_used != self.driver.is_in_transaction():
+            raise InvalidJob("the handler has begun or ended the batch's transaction itself", field_name="handler")
 
     async def begin(self) -> None:
         """Begins the transaction, where the handler has not."""
@@ -61,6 +81,7 @@ class Effects:
 
     async def commit(self) -> None:
         """Commits. After an error nobody knows whether it did."""
+        self.was_used = True
         info = (await self.connection.get_raw_connection()).info
         info[_MAY_COMMIT] = True
         try:
@@ -72,6 +93,10 @@ class Effects:
         """Runs a statement of ours on the driver; its errors are translated."""
         try:
             return await self.driver.fetch(statement, *arguments)
+        except asyncpg.InterfaceError as error:
+            failure = translate(error)
+            if not self.driver.is_closed():
+                failure = InvalidJob("the handler has left something at work on the connection", field_name="handler")
         except DRIVER_ERRORS as error:
             failure = translate(error)
         raise failure
@@ -102,7 +127,11 @@ class EffectConnections:
             pool_timeout=_CONNECT_SECONDS,
             hide_parameters=True,
         )
-        event.listen(self._engine.sync_engine, "commit", _refuse_commit)
+        listened = self._engine.sync_engine
+        event.listen(listened, "commit", _refuse_commit)
+        event.listen(listened, "rollback", _note_rollback)
+        event.listen(listened, "before_cursor_execute", _refuse_statement)
+        event.listen(listened, "set_connection_execution_options", _refuse_isolation)
 
     @contextlib.asynccontextmanager
     async def take(self) -> AsyncGenerator[Effects]:
@@ -113,12 +142,21 @@ class EffectConnections:
         connection = await self._connect()
         try:
             raw = await connection.get_raw_connection()
-            yield Effects(connection, raw.driver_connection)  # pyright: ignore[reportArgumentType]: asyncpg's
+            raw.info.pop(_WAS_ENDED, None)
+            effects = Effects(connection, raw.driver_connection)  # pyright: ignore[reportArgumentType]: asyncpg's
+            yield effects
         except BaseException:
             await _end(connection)
             raise
-        # Back into the pool, rolled back if need be.
-        await connection.close()
+        # The batch is committed: from here on nothing may look like a failure of it.
+        try:
+            if effects.was_used:
+                # Settings, locks and cursors that the handler has left behind are not for the next batch.
+                await effects.driver.reset(timeout=_END_SECONDS)
+            # Back into the pool.
+            await connection.close()
+        except (*DRIVER_ERRORS, SQLAlchemyError):
+            await _end(connection)
 
     async def _connect(self) -> AsyncConnection:
         try:
@@ -132,10 +170,33 @@ class EffectConnections:
         await self._engine.dispose()
 
 
+def _not_the_handlers() -> InvalidJob:
+    return InvalidJob("the batch's transaction is not the handler's to commit or roll back", field_name="handler")
+
+
 def _refuse_commit(connection: SyncConnection) -> None:
     """A handler that commits would tear its effects from the offset (law L5)."""
     if not connection.info.get(_MAY_COMMIT):
-        raise InvalidJob("the batch commits, not the handler", field_name="handler")
+        connection.info[_WAS_ENDED] = True
+        raise _not_the_handlers()
+
+
+def _note_rollback(connection: SyncConnection) -> None:
+    """Without its effects, a batch is not done."""
+    connection.info[_WAS_ENDED] = True
+
+
+def _refuse_statement(connection: SyncConnection, _cursor: object, statement: str, *_: object) -> None:
+    """What SQLAlchemy does not see as a commit is one all the same."""
+    if _ENDS_TRANSACTION.match(statement):
+        connection.info[_WAS_ENDED] = True
+        raise _not_the_handlers()
+
+
+def _refuse_isolation(_connection: SyncConnection, options: dict[str, Any]) -> None:
+    """Each statement would commit by itself, or a commit would not see the newest token."""
+    if "isolation_level" in options:
+        raise InvalidJob("the isolation of a batch's transaction is not the handler's to choose", field_name="handler")
 
 
 async def _end(connection: AsyncConnection) -> None:

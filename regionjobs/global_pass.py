@@ -101,6 +101,7 @@ class SourceLot:
         is_last = part.stop == self.count
         rows = self._rows[part.start : part.stop]
         position = self.reaches if is_last else rows[-1][1].position
+        before = self._rows[part.start - 1][1].position if part.start else 0
         counts: dict[ShardKey, int] = {}
         for shard, _ in rows:
             counts[shard] = counts.get(shard, 0) + 1
@@ -112,6 +113,7 @@ class SourceLot:
                     seq=max(position, self._offsets[held.region_code, held.shard]),
                     rows=counts.get((held.region_code, held.shard), 0),
                     pass_time=ends,
+                    after=max(before, self._offsets[held.region_code, held.shard]),
                 ),
             )
             for held in self.held

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,16 +87,20 @@ class JobLoop:
         """Runs until `stop`."""
         while not self._stopping.is_set():
             # Taken before anything is read: what changes meanwhile wakes the wait below.
-            events = (self._parts.follower.changed, self._parts.membership.changed, self._parts.bell.rung)
+            events = (self._parts.follower.changed, self._parts.membership.changed, self._parts.bell.ordered)
             try:
                 wait = await self._turn()
                 self.problem = ""
             except InvalidJob as error:
-                self._say(f"cannot run: {error}", problem=str(error))
-                wait = POLL_SECONDS
+                wait = self._say(f"cannot run: {error}", problem=str(error))
             except RegiongateError as error:
-                self._say(f"waits: {error}", problem=str(error))
-                wait = POLL_SECONDS
+                wait = self._say(f"waits: {error}", problem=str(error))
+            except Exception as error:  # noqa: BLE001 (one job's trouble must not end the others)
+                # Not its text, which may quote a row (law L1).
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{where.name}:{where.lineno}"
+                log.error("unexpected", job=self._job.name, error=type(error).__name__, where=place)  # noqa: TRY400
+                wait = self._say("waits: something unexpected has happened", problem=type(error).__name__)
             if wait > 0:
                 await wait_any((*events, self._stopping), wait)
 

@@ -51,9 +51,20 @@ class Membership:
         name: str,
         jobs: Sequence[str],
         metrics: str = "",
+        session: str = "",
         ttl: timedelta = timedelta(seconds=3),
     ) -> None:
-        """`name` is for people, and need not be unique; `metrics` is the base URL of the runner's metrics.
+        """Starts nothing.
+
+        Args:
+            client: etcd's.
+            keys: Of the cluster.
+            idc: Where the runner stands.
+            name: For people; it need not be unique.
+            jobs: Names of the jobs that it runs.
+            metrics: Base URL of its metrics.
+            session: `application_name` of its batches' connections.
+            ttl: Of its lease.
 
         Raises:
             InvalidInput: The name cannot be part of a key.
@@ -66,6 +77,7 @@ class Membership:
         self._name = name
         self._jobs = tuple(sorted(jobs))
         self._metrics = metrics
+        self._session = session
         self._ttl = ttl
         self._margin = ttl.total_seconds() * MARGIN
         self._lease: Lease | None = None
@@ -118,7 +130,7 @@ class Membership:
         """One session, from its lease to its end."""
         async with Lease.grant(self._client, self._ttl) as lease:
             runner = f"{self._name}.{lease.id:016x}"
-            record = RunnerRecord(runner, self._idc, self._jobs, self._metrics)
+            record = RunnerRecord(runner, self._idc, self._jobs, self._metrics, self._session)
             key = self._keys.runner(self._idc, runner)
             put = await self._client.transact(
                 [compare_create_revision(key, 0)], [put_op(key, record.encode(), lease=lease.id)]

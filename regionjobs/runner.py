@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -13,7 +14,7 @@ import structlog
 from policy.errors import InvalidJob, NoPolicy, RegiongateError
 from policy.follower import Follower
 from regionjobs import metrics
-from regionjobs.bell import Bell
+from regionjobs.bell import Bell, wait_any
 from regionjobs.connections import EffectConnections
 from regionjobs.job_loop import JobLoop
 from regionjobs.membership import Membership
@@ -21,7 +22,7 @@ from regionjobs.parts import RunnerParts
 from regionjobs.scheduler import Scheduler
 from regionjobs.sharing import regions_of
 from rowstore.database import Database
-from rowstore.jobs import registry
+from rowstore.jobs import registry, runs
 from rowstore.schema import migrate
 from runtime.telemetry.http import Readiness
 
@@ -74,6 +75,8 @@ class Runner:
     ) -> None:
         url = settings.database_url.get_secret_value()
         application = f"regiongate-runner-{settings.idc}"
+        # Of this process alone, whatever its name.
+        session = f"regiongate-batch-{secrets.token_hex(8)}"
         self._settings = settings
         self._jobs = tuple(jobs)
         self._door = door
@@ -92,13 +95,14 @@ class Runner:
                 name=name,
                 jobs=[job.name for job in jobs],
                 metrics=metrics_address,
+                session=session,
                 ttl=settings.lease_ttl,
             ),
             database=self._database,
             connections=EffectConnections(
                 url,
                 size=settings.batch_connections,
-                application_name=f"{application}-batch",
+                application_name=session,
                 statement_timeout=longest,
             ),
             bell=Bell(url, f"{application}-bell"),
@@ -145,6 +149,7 @@ class Runner:
                 asyncio.create_task(self._keep_client(), name="jobs-client"),
                 asyncio.create_task(self._probe(), name="jobs-probe"),
                 asyncio.create_task(self._watch_alive(), name="jobs-alive"),
+                asyncio.create_task(self._end_lost_sessions(), name="jobs-sessions"),
                 *(asyncio.create_task(scheduler.run(), name="jobs-schedule") for scheduler in self._schedulers),
             ]
             stack.push_async_callback(_end, background)
@@ -200,13 +205,23 @@ class Runner:
                 try:
                     async with self._door.connect(targets) as sdk, self._door.open_ping(targets) as ping:
                         self._sdk, self._ping = sdk, ping
-                        await asyncio.Event().wait()
+                        pause = _FIRST_PAUSE
+                        await self._until_moved(targets)
                 except RegiongateError as error:
                     log.info("no client yet", why=str(error))
                 finally:
                     self._sdk = self._ping = None
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _until_moved(self, targets: str) -> None:
+        """Waits until none of the gateways is where it was; what is given by the settings stays."""
+        while True:
+            changed = self._follower.changed
+            live = {record.address for record in self._follower.gateways.get(self._settings.idc, ())}
+            if live and not self._settings.gateway and not live & set(targets.split(",")):
+                return
+            await changed.wait()
 
     async def _probe(self) -> None:
         """Measures how fast the database answers, for jobs that yield, and how the jobs stand, for the metrics."""
@@ -251,6 +266,21 @@ class Runner:
             metrics.SHARDS_STOPPED.labels(job.name).set(status.shards_stopped)
             if status.last_success is not None:
                 metrics.LAST_SUCCESS.labels(job.name).set(status.last_success.timestamp())
+
+    async def _end_lost_sessions(self) -> None:
+        """Ends the batches of runners that are gone: one that is only paused may hold locks that others need."""
+        membership, known = self._parts.membership, set[str]()
+        while True:
+            changed = membership.changed
+            live = {record.session for record in membership.members.values() if record.session}
+            # A view that lacks ourselves is no view: etcd has lost us, or we it.
+            if membership.is_alive and (gone := known - live):
+                with suppress(RegiongateError):
+                    ended = await runs.end_sessions(self._database.fetch, sorted(gone))
+                    log.info("runners are gone", runners=len(gone), connections_ended=ended)
+                    known -= gone
+            known |= live
+            await wait_any((changed,), _LOOK_SECONDS)
 
     async def _watch_alive(self) -> None:
         """Keeps the metrics of the session right; a beat that comes late tells of a handler that blocks the loop."""

@@ -56,7 +56,8 @@ class Scheduler:
         if not self._parts.membership.is_alive:
             return _TROUBLE_SECONDS
         record = await registry.get(self._fetch, self._job.name)
-        if record is None or record.create_time is None:
+        if record is None or record.create_time is None or record.is_paused:
+            # What passes meanwhile is for the misfire rule.
             return _TROUBLE_SECONDS
         now = await registry.now(self._fetch)
         known = record.last_scheduled or record.create_time

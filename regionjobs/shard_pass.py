@@ -79,9 +79,11 @@ class PageContent(Content):
 class PageLot:
     """A page on its way through the handler; see `regionjobs.work.Lot`."""
 
-    def __init__(self, held: Claim, page: Page, *, ends: datetime | None) -> None:
+    def __init__(self, held: Claim, page: Page, *, after: int, ends: datetime | None) -> None:
         self.lead = held
         self.page = page
+        self._after = after
+        """Where the page was read from."""
         self._ends = ends
         """The firing whose pass ends with this page."""
 
@@ -103,6 +105,7 @@ class PageLot:
             rows=rows.count,
             row_time=rows.last_time,
             pass_time=self._ends if is_last else None,
+            after=self.page.seq_at(part.start - 1) if part.start else self._after,
         )
         return ((self.lead, advance),)
 
@@ -128,7 +131,7 @@ class ReplayLot(PageLot):
     """Rows that were set aside: their places are given up with their success, and the offset stays."""
 
     def __init__(self, held: Claim, page: Page, job: str, asides: Sequence[SetAside], seq: int) -> None:
-        super().__init__(held, page, ends=None)
+        super().__init__(held, page, after=seq, ends=None)
         self._job = job
         self._by_key = {row.key: row for row in asides}
         self._seq = seq
@@ -139,7 +142,7 @@ class ReplayLot(PageLot):
 
     def steps(self, part: Part) -> Sequence[tuple[Claim, Advance]]:
         """The offset stays where it is; the commit still proves the claim."""
-        return ((self.lead, Advance(seq=self._seq, rows=part.stop - part.start)),)
+        return ((self.lead, Advance(seq=self._seq, rows=part.stop - part.start, after=self._seq)),)
 
     def finish(self, part: Part) -> Finish | None:
         """Forgets what is done."""
@@ -255,8 +258,8 @@ class ShardPass:
         ahead, self._next_page = self._next_page, None
         page = await (ahead or self._scanner.read(held, self._seq, self._job.batch_size))
         reaches = page.through_seq
-        is_end = reaches >= self._goal or not page.is_full
-        self._lot = PageLot(held, page, ends=firing if is_end else None)
+        is_end = reaches >= self._goal
+        self._lot = PageLot(held, page, after=self._seq, ends=firing if is_end else None)
         self._passage = Passage(self._handling, self._lot)
         if not is_end:
             self._next_page = asyncio.create_task(self._scanner.read(held, reaches, self._job.batch_size))
@@ -285,8 +288,9 @@ class ShardPass:
             self._held = self._held._replace(failures=0)
         if isinstance(lot, ReplayLot):
             return wait
-        self._seq = max(self._seq, lot.page.through_seq)
-        is_over = self._seq >= self._goal or not lot.page.is_full
+        before, self._seq = self._seq, max(self._seq, lot.page.through_seq)
+        # The goal may have moved on while this page was handled.
+        is_over = self._seq >= self._goal or (self._seq == before and not lot.page.is_full)
         return None if is_over else wait
 
     def _drop(self) -> float:

@@ -154,7 +154,7 @@ class Workbench:
         await asyncio.wait({call.thread})
 
     async def _commit(self, effects: Effects, steps: Steps, finish: Finish | None) -> None:
-        effects.check()
+        await effects.check()
         if finish is not None or len(steps) != 1:
             await effects.begin()
         if finish is not None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rowstore.jobs.offsets import Fetch
 
 DOORBELL: Final = "regiongate_jobs"
-"""Channel of PostgreSQL's NOTIFY: something for jobs has changed in this database. The payload is empty."""
+"""Channel of PostgreSQL's NOTIFY: something for jobs has changed in this database. For new rows, without payload."""
+ORDER: Final = "order"
+"""Payload of what concerns jobs themselves: orders, and firings that begin or end."""
 
 _COLUMNS: Final = (
     "job, dataset, scan, kind, definition, is_paused, paused_by, last_scheduled, next_scheduled, create_time"
@@ -39,9 +41,7 @@ _LIST: Final = f"SELECT {_COLUMNS} FROM jobs WHERE $1 = '' OR job = $1 ORDER BY 
 
 _PAUSE: Final = "UPDATE jobs SET is_paused = true, paused_by = $2 WHERE job = $1 RETURNING 1"
 
-# Locked in one order, so that no two orders wait for each other.
-# Resuming and replaying change what travels with a shard, so they hold its fence, as a claim does: a shard that is
-# closed is another's already. Sorted, as writers take their fences.
+# Sorted, as writers take their fences: nobody waits for another in a circle.
 _FENCE_OF: Final = """
 SELECT f.region_code, f.shard FROM shard_fences AS f
 WHERE f.region_code = s.region_code AND f.shard = s.shard AND f.mode IN ('serving', 'draining')
@@ -205,7 +205,12 @@ async def status(fetch: Fetch, job: JobRecord, regions: Sequence[str]) -> JobSta
 
 
 async def ring(fetch: Fetch) -> None:
-    """Wakes the runners of this IDC."""
+    """Wakes the runners of this IDC: something concerns jobs themselves."""
+    await fetch("SELECT pg_notify($1, $2)", DOORBELL, ORDER)
+
+
+async def ring_for_rows(fetch: Fetch) -> None:
+    """Wakes the long-running jobs of this IDC: rows have changed."""
     await fetch("SELECT pg_notify($1, '')", DOORBELL)
 
 

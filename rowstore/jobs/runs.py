@@ -49,6 +49,21 @@ DELETE FROM job_runs WHERE job = $1 AND result <> 'running' AND start_time < (
 """
 
 
+_END_SESSIONS: Final = """
+SELECT count(*) FROM pg_stat_activity AS a, LATERAL pg_terminate_backend(a.pid) AS ended
+WHERE a.application_name = ANY ($1::text[]) AND a.usename = current_user AND a.datname = current_database()
+"""
+
+
+async def end_sessions(fetch: Fetch, applications: Sequence[str]) -> int:
+    """Ends the connections of runners that are gone: one that is only paused may hold locks on what it has touched.
+
+    What they have not committed is rolled back. Returns how many there were.
+    """
+    (record,) = await fetch(_END_SESSIONS, list(applications))
+    return record[0]
+
+
 async def start(fetch: Fetch, run: RunRecord) -> None:
     """Notes that a run begins."""
     await fetch(
