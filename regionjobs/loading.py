@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policy.errors import InvalidJob
-from regionjobs.definition import registered
+from regionjobs.definition import Kind, registered
+from regionjobs.triggers import After
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,19 @@ def load(modules: Sequence[str], names: Sequence[str] = ()) -> tuple[Job, ...]:
             )
     if not jobs:
         raise InvalidJob(f"{', '.join(modules)}: no job is defined there; see @regiongate.job", field_name="module")
+    _check_order(jobs)
     return tuple(job for job in jobs if not names or job.name in names)
+
+
+def _check_order(jobs: Sequence[Job]) -> None:
+    """A job that comes after one that never ends would never run; a job of another module is not known here."""
+    kinds = {job.name: job.kind for job in jobs}
+    for job in jobs:
+        if isinstance(job.trigger, After) and kinds.get(job.trigger.job) is Kind.LONG_RUNNING:
+            raise InvalidJob(
+                f"job {job.name}: trigger: it comes after {job.trigger.job}, which is long-running and never ends",
+                field_name="trigger",
+            )
 
 
 def _load_one(module: str) -> None:
