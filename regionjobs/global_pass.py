@@ -8,6 +8,7 @@ one stood, and rows that the other shards have passed are not handled twice.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,7 @@ class GlobalPass:
 
     async def _read(self) -> bool:
         """Makes the next rows the batch at hand; False when there is nothing to be saved either."""
-        rows = await self._select(self._position, self._job.batch_size)
+        rows = await self._ask()
         is_end = len(rows) < self._job.batch_size
         firing = self._handling.context.scheduled_time
         if not rows and firing is None:
@@ -203,6 +204,19 @@ class GlobalPass:
         self._passage = Passage(self._handling, self._lot)
         self._is_end = is_end
         return True
+
+    async def _ask(self) -> list[SourceRow]:
+        """The next rows. A source that fails, or says nothing for as long as a batch may take, is asked again."""
+        try:
+            async with asyncio.timeout(self._job.timeout.total_seconds()):
+                return await self._select(self._position, self._job.batch_size)
+        except RegiongateError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a source raises)
+            # Its text may quote a row (law L1).
+            failure = Unavailable(f"the source has failed ({type(error).__name__})")
+        log.warning("the source has failed", job=self._job.name, why=str(failure))
+        raise failure
 
     def _owner(self, row: SourceRow) -> ShardKey | None:
         """The shard of a row that is to be handled in this run; None for any other."""
