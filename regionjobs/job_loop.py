@@ -250,8 +250,10 @@ class JobLoop:
         async def find() -> list[tuple[ShardKey, int]]:
             pending = await self._find(share, firing, is_batch=is_batch)
             if self._select is not None:
-                return [(GlobalPass.key, 0)] if pending else []
+                found.clear()
             found.update({(it.region_code, it.shard): it for it in pending})
+            if self._select is not None:
+                return [(GlobalPass.key, 0)] if pending else []
             return [((it.region_code, it.shard), it.last_seq) for it in pending]
 
         if self._select is not None:
@@ -260,7 +262,8 @@ class JobLoop:
                 handling,
                 self._parts.bell,
                 find,
-                lambda _: GlobalPass(handling, select, share, table.policy, runner),
+                # A shard where the job has stopped is not among them, nor one that has had its pass.
+                lambda _: GlobalPass(handling, select, [it for it in share if it[:2] in found], table.policy, runner),
                 regions,
             )
         scanner = ShardScanner(
@@ -278,8 +281,12 @@ class JobLoop:
         table = self._parts.follower.table
         if table is None or not self._parts.membership.is_alive:
             return False
+        try:
+            regions = self._sharing.regions(table.policy)
+        except InvalidJob:
+            return False
         shards = share if self._job.is_global else (lot.lead,)
-        return all(self._is_ours(table, shard) for shard in shards)
+        return all(it.region_code in regions and self._is_ours(table, it) for it in shards)
 
     def _is_ours(self, table: RoutingTable, shard: Any) -> bool:  # noqa: ANN401 (a ShardEpoch or a Claim)
         route = table.route(shard.region_code, shard.shard)
@@ -323,7 +330,7 @@ class JobLoop:
             if wanted == share:
                 return False
             self._links = self._traces_of(share ^ wanted)
-            run.end(difference(share, wanted, table, self._parts.idc))
+            run.end(difference(share, wanted, table, self._parts.idc, self._sharing.regions(table.policy)))
         return True
 
     def _traces_of(self, shards: frozenset[ShardEpoch]) -> tuple[str, ...]:

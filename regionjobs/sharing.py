@@ -14,7 +14,7 @@ from regionjobs.distribution import share
 from rowstore.model import ShardEpoch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from policy.compile import Policy
     from policy.records import RunnerRecord
@@ -96,21 +96,24 @@ class Sharing:
         return frozenset(shards[key] for key in mine)
 
 
-def difference(held: Share, wanted: Share, table: RoutingTable, idc: str) -> str:
-    """Why a run that holds some shards must end, in one sentence."""
+def difference(held: Share, wanted: Share, table: RoutingTable, idc: str, regions: Collection[str]) -> str:
+    """Why a run that holds some shards must end, in one sentence; `regions` are the job's by the table's policy."""
     gone = sorted(held - wanted)
-    if not gone:
-        return f"{len(wanted - held)} more shards are its share now"
-    shard = gone[0]
-    more = f", and {len(gone) - 1} more" if len(gone) > 1 else ""
-    name = f"{shard.region_code}/{shard.shard}{more}"
+    changed = gone or sorted(wanted - held)
+    shard = changed[0]
+    more = f", and {len(changed) - 1} more," if len(changed) > 1 else ""
+    why = _why_gone(shard, table, idc, regions) if gone else "has come"
+    return f"{shard.region_code}/{shard.shard}{more} {why}"
+
+
+def _why_gone(shard: ShardEpoch, table: RoutingTable, idc: str, regions: Collection[str]) -> str:
+    if shard.region_code not in regions:
+        return "is not of the job's regions any more"
     route = table.route(shard.region_code, shard.shard)
     if route is None:
-        return f"{name} has no owner now"
+        return "has no owner now"
     if route.idc != idc:
-        return f"{name} has moved to {route.idc}"
+        return f"has moved to {route.idc}"
     if route.epoch != shard.epoch:
-        return f"{name} has been away and is back"
-    if route.phase not in WORKABLE:
-        return f"{name} is {route.phase.value}"
-    return f"{name} is another runner's now"
+        return "has been away and is back"
+    return f"is {route.phase.value}" if route.phase not in WORKABLE else "is another runner's now"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from policy.records import Keys
     from regionjobs.definition import Job
+    from rowstore.database import DatabaseSettings
 
 CLAIM: Final = "SET token = o.token + 1"
 PAGE: Final = "rows_customers"
@@ -35,11 +36,13 @@ SELECT: Final = '"adopted"'
 class SteppedDatabase(Database):
     """Lets something happen right before the next statement that has certain words, once."""
 
-    hooks: dict[str, Callable[[], Awaitable[object]]]
+    def __init__(self, settings: DatabaseSettings) -> None:
+        super().__init__(settings)
+        self.hooks: dict[str, Callable[[], Awaitable[object]]] = {}
 
     async def fetch(self, statement: str, *arguments: object, is_repeatable: bool = False) -> Any:
         """As ever, later by that."""
-        for words in [words for words in getattr(self, "hooks", {}) if words in statement]:
+        for words in [words for words in self.hooks if words in statement]:
             await self.hooks.pop(words)()
         return await super().fetch(statement, *arguments, is_repeatable=is_repeatable)
 
@@ -92,7 +95,12 @@ class SiteRunner:
 
     def before(self, words: str, hook: Callable[[], Awaitable[object]]) -> None:
         """Lets something happen right before the next statement with these words."""
-        self.database.hooks = {**getattr(self.database, "hooks", {}), words: hook}
+        self.database.hooks[words] = hook
+
+    @property
+    def hooks(self) -> Mapping[str, Callable[[], Awaitable[object]]]:
+        """What has not happened yet."""
+        return self.database.hooks
 
     async def sees(self, revision: int) -> None:
         """Waits until it has seen everything up to a revision of etcd."""
