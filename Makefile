@@ -56,6 +56,8 @@ protos: $(STAMP)  ## Regenerate the stubs with the pinned generator
 lock: $(STAMP)  ## Resolve the dependencies anew
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --no-emit-index-url --no-annotate --no-header pyproject.toml --output-file requirements.lock
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header proto/requirements.in --output-file proto/requirements.lock
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra arrow --constraint requirements.lock --no-emit-index-url --no-annotate --no-header pyproject.toml --output-file deploy/requirements.lock
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --constraint requirements.lock --no-emit-index-url --no-annotate --no-header deploy/build.in --output-file deploy/build.lock
 
 clean:  ## Remove what the targets made
 	@rm -rf $(VENV) .venv-protos data bench/out .pytest_cache .ruff_cache
