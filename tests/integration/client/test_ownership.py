@@ -125,8 +125,16 @@ class Program:
             self.lines.append((time.monotonic(), line.decode().strip()))
             self.news.set()
 
-    def work_since(self, since: float) -> set[str]:
-        return {line.rpartition(" ")[2] for moment, line in self.lines if " works on " in line and moment > since}
+    def work(self, after: str = "") -> set[str]:
+        """Keys that it has worked on; with `after`, since it printed that."""
+        lines = [line for _, line in self.lines]
+        if after:
+            lines = lines[lines.index(after) :] if after in lines else []
+        return {line.rpartition(" ")[2] for line in lines if " works on " in line}
+
+    def times(self, keys: set[str]) -> list[float]:
+        """When it has worked on these."""
+        return [moment for moment, line in self.lines if " works on " in line and line.rpartition(" ")[2] in keys]
 
     async def until(self, condition) -> None:
         async with asyncio.timeout(20):
@@ -159,8 +167,8 @@ async def test_the_example_works_on_what_its_idc_owns_and_hands_over_what_moves(
                 await client.put("customers", "DE", key, {"name": "Ada"})
             mine = {key for key in KEYS if client.owns("DE", key)}
             async with example(stack.gateway("fra")) as fra, example(stack.gateway("ams")) as ams:
-                await fra.until(lambda: fra.work_since(0) == mine)
-                await ams.until(lambda: ams.work_since(0) == set(KEYS) - mine)
+                await fra.until(lambda: fra.work() == mine)
+                await ams.until(lambda: ams.work() == set(KEYS) - mine)
                 shard = client.owner_of("DE", min(mine)).shard
                 moved = {key for key in mine if shard_of(key, SHARDS) == shard}
                 command = [sys.executable, "-m", "regiongate.cli.main", "shards", "move", f"DE/{shard}", "--to", "ams"]
@@ -168,7 +176,8 @@ async def test_the_example_works_on_what_its_idc_owns_and_hands_over_what_moves(
                     *command, "--wait", f"--data-dir={stack.data_dir}", cwd=ROOT, stdout=asyncio.subprocess.DEVNULL
                 )
                 assert await asyncio.wait_for(move.wait(), 30) == 0
-                await ams.until(lambda: moved <= ams.work_since(0))
-                await fra.until(lambda: "1 shards are of fra" in {line for _, line in fra.lines})
-    began = min(moment for moment, line in ams.lines if line.rpartition(" ")[2] in moved)
-    assert not moved & fra.work_since(began), "one IDC at a time"
+                await ams.until(lambda: moved <= ams.work(after="3 shards are of ams"))
+                await fra.until(lambda: fra.work(after="1 shards are of fra") == mine - moved)
+    assert not moved & fra.work(after="1 shards are of fra")
+    # Each as it was read here, which is a moment after it was printed.
+    assert max(fra.times(moved)) < min(ams.times(moved)) + 0.5, "one IDC at a time"
