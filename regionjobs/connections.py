@@ -140,13 +140,15 @@ class EffectConnections:
         Raises `DatabaseUnavailable` when there is none to be had.
         """
         connection = await self._connect()
+        driver: Any = None
         try:
             raw = await connection.get_raw_connection()
             raw.info.pop(_WAS_ENDED, None)
-            effects = Effects(connection, raw.driver_connection)  # pyright: ignore[reportArgumentType]: asyncpg's
+            driver = raw.driver_connection
+            effects = Effects(connection, driver)
             yield effects
         except BaseException:
-            await _end(connection)
+            await _end(connection, driver)
             raise
         # The batch is committed: from here on nothing may look like a failure of it.
         try:
@@ -156,7 +158,7 @@ class EffectConnections:
             # Back into the pool.
             await connection.close()
         except (*DRIVER_ERRORS, SQLAlchemyError):
-            await _end(connection)
+            await _end(connection, driver)
 
     async def _connect(self) -> AsyncConnection:
         try:
@@ -199,9 +201,14 @@ def _refuse_isolation(_connection: SyncConnection, options: dict[str, Any]) -> N
         raise InvalidJob("the isolation of a batch's transaction is not the handler's to choose", field_name="handler")
 
 
-async def _end(connection: AsyncConnection) -> None:
-    """Ends a connection whose batch did not go well, soon and without a word to a server that may be frozen."""
-    with contextlib.suppress(SQLAlchemyError, *DRIVER_ERRORS):
-        async with asyncio.timeout(_END_SECONDS):
-            await connection.invalidate()
-            await connection.close()
+async def _end(connection: AsyncConnection, driver: asyncpg.Connection | None) -> None:
+    """Ends a connection whose batch did not go well, soon and without a word to a server that may be frozen.
+
+    The driver's first: what a handler has left at work on it would hold up the rest, and its place in the pool.
+    """
+    if driver is not None:
+        driver.terminate()
+    for step in (connection.invalidate, connection.close):
+        with contextlib.suppress(SQLAlchemyError, *DRIVER_ERRORS):
+            async with asyncio.timeout(_END_SECONDS):
+                await step()

@@ -10,124 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from policy.errors import ClaimLost, RegiongateError, Unavailable
 from policy.sharding import shard_of
 from regionjobs import metrics
-from regionjobs.batch import Content
+from regionjobs.definition import Kind
 from regionjobs.failing import Verdict
-from regionjobs.shard_pass import SLICE_SECONDS
+from regionjobs.shard_pass import MAX_REPLAYS, SLICE_SECONDS
+from regionjobs.source_lots import ReplayedLot, SourceLot
 from regionjobs.work import Passage
 from rowstore.jobs import offsets
-from rowstore.jobs.model import Advance, SetAside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
-    from datetime import datetime
+    from collections.abc import Awaitable, Callable, Collection
 
     from policy.compile import Policy
-    from regionjobs.failing import Part
     from regionjobs.source import SourceRow
     from regionjobs.work import Handling
-    from regionjobs.workbench import Finish
-    from rowstore.jobs.model import Claim
+    from rowstore.jobs.model import Claim, SetAside
     from rowstore.model import ShardEpoch
 
     ShardKey = tuple[str, int]
 
 log = structlog.get_logger("regionjobs")
-
-
-class OwnedRows(Content):
-    """Rows of several shards."""
-
-    def __init__(self, rows: Sequence[tuple[ShardKey, SourceRow]], shards: tuple[ShardKey, ...]) -> None:
-        self._rows = [row for _, row in rows]
-        self._shard_at = {row.position: shard for shard, row in rows}
-        self._shards = shards
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return len(self._rows)
-
-    @property
-    def shards(self) -> tuple[ShardKey, ...]:
-        """All that the run holds."""
-        return self._shards
-
-    @property
-    def rows(self) -> Sequence[SourceRow]:
-        """The rows."""
-        return self._rows
-
-    def identify(self, row: Any) -> tuple[str, int, int]:  # noqa: ANN401 (a SourceRow)
-        """Its shard and position."""
-        return (*self._shard_at[row.position], row.position)
-
-
-class SourceLot:
-    """A batch of a source on its way through the handler; see `regionjobs.work.Lot`."""
-
-    def __init__(
-        self,
-        held: Sequence[Claim],
-        offsets_now: dict[ShardKey, int],
-        rows: Sequence[tuple[ShardKey, SourceRow]],
-        *,
-        reaches: int,
-        ends: datetime | None,
-    ) -> None:
-        self.held = held
-        self.lead = held[0]
-        self.reaches = reaches
-        self._offsets = offsets_now
-        self._rows = rows
-        self._ends = ends
-
-    @property
-    def count(self) -> int:
-        """Rows in it."""
-        return len(self._rows)
-
-    def content(self, part: Part) -> Content:
-        """See `Lot`."""
-        return OwnedRows(self._rows[part.start : part.stop], tuple((it.region_code, it.shard) for it in self.held))
-
-    def steps(self, part: Part) -> Sequence[tuple[Claim, Advance]]:
-        """One for each shard held, also where it stays: all of them must still be ours."""
-        is_last = part.stop == self.count
-        rows = self._rows[part.start : part.stop]
-        position = self.reaches if is_last else rows[-1][1].position
-        before = self._rows[part.start - 1][1].position if part.start else 0
-        counts: dict[ShardKey, int] = {}
-        for shard, _ in rows:
-            counts[shard] = counts.get(shard, 0) + 1
-        ends = self._ends if is_last else None
-        return [
-            (
-                held,
-                Advance(
-                    seq=max(position, self._offsets[held.region_code, held.shard]),
-                    rows=counts.get((held.region_code, held.shard), 0),
-                    pass_time=ends,
-                    after=max(before, self._offsets[held.region_code, held.shard]),
-                ),
-            )
-            for held in self.held
-        ]
-
-    def finish(self, part: Part) -> Finish | None:  # noqa: ARG002 (nothing else belongs to it)
-        """See `Lot`."""
-        return None
-
-    def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
-        """See `Lot`."""
-        (region_code, shard), row = self._rows[part.start]
-        return SetAside(region_code, shard, row.position, str(row.key), attempts, type(error).__name__, str(error))
 
 
 class GlobalPass:
@@ -153,6 +61,7 @@ class GlobalPass:
         self._held: list[Claim] = []
         self._offsets: dict[ShardKey, int] = {}
         self._position = 0
+        self._may_have_replays = False
         self._passage: Passage | None = None
         self._lot: SourceLot | None = None
         self._troubles = 0
@@ -168,6 +77,8 @@ class GlobalPass:
             while time.monotonic() < until and not self._handling.context.stopping.is_set():
                 if not self._held:
                     await self._claim()
+                if self._passage is None and self._may_have_replays:
+                    await self._take_replays()
                 if self._passage is None and not await self._read():
                     return None
                 wait = await self._handle()
@@ -190,12 +101,33 @@ class GlobalPass:
         self._held = held
         self._offsets = {(it.region_code, it.shard): it.seq for it in held}
         self._position = min(self._offsets.values())
+        self._may_have_replays = True
+
+    async def _take_replays(self) -> None:
+        """Rows that somebody has ordered to be tried again come first, each looked up by its position."""
+        fetch, job = self._handling.fetch, self._job
+        asides = await offsets.replays_among(fetch, job.name, self._held, min(MAX_REPLAYS, job.batch_size))
+        self._may_have_replays = bool(asides)
+        found: list[tuple[SetAside, SourceRow]] = []
+        for aside in asides:
+            rows = await self._ask(aside.seq - 1, 1)
+            if rows and rows[0].position == aside.seq and self._shard_of(rows[0]) == (aside.region_code, aside.shard):
+                found.append((aside, rows[0]))
+            else:
+                # It is gone, or at another position by now: nothing is left to be done.
+                await offsets.forget_set_aside(fetch, job.name, aside)
+        if found:
+            self._lot = ReplayedLot(self._held, dict(self._offsets), found, job.name)
+            self._passage = Passage(self._handling, self._lot)
 
     async def _read(self) -> bool:
         """Makes the next rows the batch at hand; False when there is nothing to be saved either."""
-        rows = await self._ask()
-        is_end = len(rows) < self._job.batch_size
         firing = self._handling.context.scheduled_time
+        if firing is None and self._job.kind is Kind.BATCH:
+            # Without a firing it was only called to try rows again.
+            return False
+        rows = await self._ask(self._position, self._job.batch_size)
+        is_end = len(rows) < self._job.batch_size
         if not rows and firing is None:
             return False
         reaches = rows[-1].position if rows else self._position
@@ -205,11 +137,11 @@ class GlobalPass:
         self._is_end = is_end
         return True
 
-    async def _ask(self) -> list[SourceRow]:
-        """The next rows. A source that fails, or says nothing for as long as a batch may take, is asked again."""
+    async def _ask(self, after: int, limit: int) -> list[SourceRow]:
+        """Rows above a position. A source that fails, or is silent for as long as a batch may take, is asked again."""
         try:
             async with asyncio.timeout(self._job.timeout.total_seconds()):
-                return await self._select(self._position, self._job.batch_size)
+                return await self._select(after, limit)
         except RegiongateError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever a source raises)
@@ -220,14 +152,17 @@ class GlobalPass:
 
     def _owner(self, row: SourceRow) -> ShardKey | None:
         """The shard of a row that is to be handled in this run; None for any other."""
-        shards = self._counts.get(row.region_code) if row.region_code else None
-        if shards is None or row.region_code is None:
+        shard = self._shard_of(row)
+        if shard is None:
             # Nobody owns it. Should a rule cover its RegionCode one day, the new shards' offsets begin before it.
             metrics.UNOWNED.labels(self._job.name).inc()
             return None
-        shard = (row.region_code, shard_of(row.key, shards))
         passed = self._offsets.get(shard)
         return shard if passed is not None and passed < row.position else None
+
+    def _shard_of(self, row: SourceRow) -> ShardKey | None:
+        shards = self._counts.get(row.region_code) if row.region_code else None
+        return None if shards is None or row.region_code is None else (row.region_code, shard_of(row.key, shards))
 
     async def _handle(self) -> float | None:
         passage, lot = self._passage, self._lot
@@ -239,6 +174,7 @@ class GlobalPass:
             case Verdict.GIVE_UP:
                 return self._drop()
             case Verdict.STOP:
+                # In the shard of that row; the run looks again, and goes on in the others.
                 return None
             case _:
                 return self._done(lot, wait)
@@ -246,6 +182,8 @@ class GlobalPass:
     def _done(self, lot: SourceLot, wait: float) -> float | None:
         self._passage = self._lot = None
         self._troubles = 0
+        if lot.is_replay:
+            return wait
         self._held = [held._replace(failures=0) for held in self._held]
         self._position = max(self._position, lot.reaches)
         for shard, offset in self._offsets.items():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+import asyncpg
 from sqlalchemy.exc import DBAPIError
 
 from policy.errors import ClaimLost, DatabaseUnavailable, DeadlineExceeded, LimitReached, Unavailable
 from regionjobs.failing import Outcome
 from rowstore.driver_errors import DRIVER_ERRORS, translate
 
-__all__ = ["Outcome", "ShardsChanged", "Try", "judge"]
+__all__ = ["Outcome", "ShardsChanged", "Try", "judge", "name_of", "text_of", "told"]
+
+MAX_TEXT: Final = 10_000
+"""Characters that are kept of what an error says."""
 
 
 class ShardsChanged(Exception):
@@ -30,14 +35,36 @@ def judge(error: BaseException) -> Outcome:
     if isinstance(error, ClaimLost | ShardsChanged):
         return Outcome.LOST
     if isinstance(error, DBAPIError):
-        original: object = getattr(error, "orig", None)
-        cause = original.__cause__ if isinstance(original, BaseException) else None
-        known = translate(cause) if isinstance(cause, DRIVER_ERRORS) else None
-        return (
-            Outcome.PASSING
-            if isinstance(known, DatabaseUnavailable) or error.connection_invalidated
-            else Outcome.FAILED
-        )
+        return Outcome.PASSING if _is_databases_fault(error) else Outcome.FAILED
     if isinstance(error, Unavailable | LimitReached | DeadlineExceeded | ConnectionError):
         return Outcome.PASSING
     return Outcome.FAILED
+
+
+def _is_databases_fault(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    original: object = getattr(error, "orig", None)
+    cause = original.__cause__ if isinstance(original, BaseException) else None
+    if isinstance(cause, asyncpg.InterfaceError):
+        # On a connection that is whole, it is the driver that refuses what it was asked.
+        return False
+    return isinstance(cause, DRIVER_ERRORS) and isinstance(translate(cause), DatabaseUnavailable)
+
+
+def name_of(error: BaseException) -> str:
+    """The class of an error, as PostgreSQL can hold it."""
+    return told(type(error).__name__)
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, as PostgreSQL can hold it: it is the handler's, and may be anything."""
+    try:
+        return told(str(error))
+    except Exception:  # noqa: BLE001 (its own method may fail)
+        return ""
+
+
+def told(text: str) -> str:
+    """A text without what PostgreSQL cannot hold, and not longer than anybody would read."""
+    return text[:MAX_TEXT].replace("\x00", "\ufffd").encode(errors="replace").decode()

@@ -60,14 +60,14 @@ class ShardScanner:
         arguments = (held.region_code, held.shard, held.epoch, after, limit)
         return await self._fetch(held, self._reading.page, arguments, limit)
 
-    async def read_keys(self, held: Claim, keys: Sequence[str]) -> Page:
-        """What lives under some keys of the shard now, in the order of the sequences: for rows that are tried again.
+    async def read_again(self, held: Claim, seqs: Sequence[int]) -> Page:
+        """The changes with some sequences, in their order: for rows that are tried again.
 
-        Such a page reaches no further than its last row: what lies between was not looked at. Raises as `read` does.
+        A row that has changed since is not among them: it has another sequence, and its newer change is a matter of its
+        own. Such a page reaches no further than its last row. Raises as `read` does.
         """
-        wanted = [int(key) for key in keys] if self._reading.key_type is KeyType.INT64 else list(keys)
-        arguments = (held.region_code, held.shard, held.epoch, wanted)
-        return await self._fetch(held, self._reading.keys, arguments, 0)
+        arguments = (held.region_code, held.shard, held.epoch, list(seqs))
+        return await self._fetch(held, self._reading.again, arguments, 0)
 
     async def _fetch(self, held: Claim, statement: Statement, arguments: Sequence[Any], limit: int) -> Page:
         records = await self._database.fetch(statement.sql, *statement.arrange(arguments), is_repeatable=True)
@@ -101,9 +101,8 @@ class _Reading:
 
     page: Statement
     """Arguments: region_code, shard, epoch, after, limit."""
-    keys: Statement
-    """Arguments: region_code, shard, epoch, keys."""
-    key_type: KeyType
+    again: Statement
+    """Arguments: region_code, shard, epoch, seqs."""
     places: Mapping[str, int]
     times: frozenset[str]
     layout: ArrowLayout | None
@@ -121,11 +120,10 @@ def _reading(
     table = dataset_table(dataset)
     layout = _arrow_layout(dataset) if format is Format.ARROW else None
     claimed = ("region_code", "shard", "epoch")
-    page, wanted = (_fenced(made(table, with_deleted=with_deleted), layout) for made in (_page, _wanted))
+    page, again = (_fenced(made(table, with_deleted=with_deleted), layout) for made in (_page, _again))
     return _Reading(
         compile_statement(page, (*claimed, "after", "limit")),
-        compile_statement(wanted, (*claimed, "keys")),
-        key_type,
+        compile_statement(again, (*claimed, "seqs")),
         {column: FIRST_VALUE + index for index, column in enumerate(value_names(table))},
         frozenset(column for column, column_type in columns if column_type is ColumnType.TIMESTAMP),
         layout,
@@ -192,8 +190,9 @@ def _page(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:
     return _rows(table, with_deleted=with_deleted).where(is_above, is_indexed).limit(limit)
 
 
-def _wanted(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:
-    """The rows under some keys. Arguments: keys."""
-    is_wanted = table.c.key == func.any(bindparam("keys", type_=ARRAY(table.c.key.type)))
-    rows = _rows(table, with_deleted=with_deleted).where(is_wanted)
+def _again(table: Table, *, with_deleted: bool) -> Select[*tuple[Any, ...]]:
+    """The rows with some sequences. Arguments: seqs."""
+    is_wanted = table.c.seq == func.any(bindparam("seqs", type_=ARRAY(BigInteger)))
+    is_indexed = table.c.seq > literal_column("0")
+    rows = _rows(table, with_deleted=with_deleted).where(is_wanted, is_indexed)
     return rows if with_deleted else rows.where(~table.c.deleted)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from policy.errors import ClaimLost, RegiongateError, Unavailable
 from regionjobs.batch import Content
+from regionjobs.definition import Kind
 from regionjobs.failing import Verdict
+from regionjobs.judging import name_of, text_of
 from regionjobs.work import Passage
 from rowstore.jobs import offsets
 from rowstore.jobs.model import Advance, SetAside
@@ -79,6 +82,8 @@ class PageContent(Content):
 class PageLot:
     """A page on its way through the handler; see `regionjobs.work.Lot`."""
 
+    is_replay = False
+
     def __init__(self, held: Claim, page: Page, *, after: int, ends: datetime | None) -> None:
         self.lead = held
         self.page = page
@@ -122,18 +127,25 @@ class PageLot:
             page.seq_at(part.start),
             str(page.key_at(part.start)),
             attempts,
-            type(error).__name__,
-            str(error),
+            name_of(error),
+            text_of(error),
         )
+
+    def culprit(self, part: Part) -> Claim:  # noqa: ARG002 (there is only one shard)
+        """See `Lot`."""
+        return self.lead
 
 
 class ReplayLot(PageLot):
     """Rows that were set aside: their places are given up with their success, and the offset stays."""
 
+    is_replay = True
+
     def __init__(self, held: Claim, page: Page, job: str, asides: Sequence[SetAside], seq: int) -> None:
-        super().__init__(held, page, after=seq, ends=None)
+        # What has failed is the batch at hand, which comes after this one.
+        super().__init__(held._replace(failures=0), page, after=seq, ends=None)
         self._job = job
-        self._by_key = {row.key: row for row in asides}
+        self._by_seq = {row.seq: row for row in asides}
         self._seq = seq
 
     def content(self, part: Part) -> Content:
@@ -146,7 +158,7 @@ class ReplayLot(PageLot):
 
     def finish(self, part: Part) -> Finish | None:
         """Forgets what is done."""
-        done = [self._by_key[str(self.page.key_at(index))] for index in range(part.start, part.stop)]
+        done = [self._by_seq[self.page.seq_at(index)] for index in range(part.start, part.stop)]
 
         async def forget(effects: Effects) -> None:
             for row in done:
@@ -155,11 +167,9 @@ class ReplayLot(PageLot):
         return forget
 
     def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
-        """Again: at the sequence under which it was set aside at first."""
-        known = self._by_key[str(self.page.key_at(part.start))]
-        return SetAside(
-            known.region_code, known.shard, known.seq, known.key, attempts, type(error).__name__, str(error)
-        )
+        """Again, where it was."""
+        known = self._by_seq[self.page.seq_at(part.start)]
+        return replace(known, attempts=attempts, error_class=name_of(error), error=text_of(error))
 
 
 class ShardPass:
@@ -175,6 +185,7 @@ class ShardPass:
         """Up to here everything is to be handled in this pass."""
         self._held: Claim | None = None
         self._seq = 0
+        self._may_have_replays = False
         self._passage: Passage | None = None
         self._lot: PageLot | None = None
         self._next_page: asyncio.Task[Page] | None = None
@@ -195,10 +206,10 @@ class ShardPass:
         until = time.monotonic() + SLICE_SECONDS
         try:
             while time.monotonic() < until and not self._handling.context.stopping.is_set():
-                if self._held is None:
-                    claimed = await self._claim()
-                    if not claimed:
-                        return None
+                if self._held is None and not await self._claim():
+                    return None
+                if self._passage is None and self._may_have_replays:
+                    await self._take_replays()
                 if self._passage is None and not await self._read():
                     return None
                 wait = await self._handle()
@@ -227,33 +238,34 @@ class ShardPass:
             return False
         self._held = claims[0]
         self._seq = self._held.seq
-        await self._take_replays(self._held)
+        self._may_have_replays = True
         return True
 
-    async def _take_replays(self, held: Claim) -> None:
-        """Rows that somebody has ordered to be tried again come first; those that have changed since need it not."""
-        asides = await offsets.replays(self._handling.fetch, self._job.name, held, MAX_REPLAYS)
+    async def _take_replays(self) -> None:
+        """Rows that somebody has ordered to be tried again come first."""
+        held, job = self._held, self._job
+        assert held is not None, "not claimed"  # noqa: S101 (a broken promise of `go`)
+        asides = await offsets.replays(self._handling.fetch, job.name, held, min(MAX_REPLAYS, job.batch_size))
+        self._may_have_replays = bool(asides)
         if not asides:
             return
-        page = await self._scanner.read_keys(held, [row.key for row in asides])
-        await self._begin_replays(held, page, asides)
-
-    async def _begin_replays(self, held: Claim, page: Page, asides: Sequence[SetAside]) -> None:
-        lot = ReplayLot(held, page, self._job.name, asides, self._seq)
-        present = {str(page.key_at(index)) for index in range(page.count)}
+        page = await self._scanner.read_again(held, [row.seq for row in asides])
+        present = {page.seq_at(index) for index in range(page.count)}
         for row in asides:
-            if row.key not in present:
-                # It has been deleted, or lives under another RegionCode: there is nothing left to be done.
-                await offsets.forget_set_aside(self._handling.fetch, self._job.name, row)
+            if row.seq not in present:
+                # It has been deleted, or its newer change is handled like any other: nothing is left to be done.
+                await offsets.forget_set_aside(self._handling.fetch, job.name, row)
         if page.count:
-            self._lot, self._passage = lot, Passage(self._handling, lot)
+            self._lot = ReplayLot(held, page, job.name, asides, self._seq)
+            self._passage = Passage(self._handling, self._lot)
 
     async def _read(self) -> bool:
         """Makes the next page the one at hand; False when the pass is over."""
         held = self._held
         assert held is not None, "not claimed"  # noqa: S101 (a broken promise of `go`)
         firing = self._handling.context.scheduled_time
-        if self._seq >= self._goal and firing is None:
+        if firing is None and (self._job.kind is Kind.BATCH or self._seq >= self._goal):
+            # A batch job without a firing was only called to try rows again.
             return False
         ahead, self._next_page = self._next_page, None
         page = await (ahead or self._scanner.read(held, self._seq, self._job.batch_size))

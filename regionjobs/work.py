@@ -14,8 +14,9 @@ import structlog
 
 from policy.errors import RegiongateError
 from regionjobs import metrics
+from regionjobs.definition import OnPoison
 from regionjobs.failing import Outcome, Part, Verdict, step, whole
-from regionjobs.judging import Try, judge
+from regionjobs.judging import Try, judge, name_of
 from rowstore.jobs import offsets
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Tally:
 class Lot(Protocol):
     """A batch that can be taken apart: this is where the two scans differ."""
 
+    is_replay: bool
+    """Whether the rows were set aside before: they are so again when they fail, whatever the job is defined to do."""
+
     @property
     def count(self) -> int:
         """Rows in it."""
@@ -68,6 +72,10 @@ class Lot(Protocol):
 
     def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
         """The one row of a part, to be set aside."""
+        ...
+
+    def culprit(self, part: Part) -> Claim:
+        """The claim of the shard that the one row of a part is in."""
         ...
 
 
@@ -108,6 +116,7 @@ class Passage:
         self._handling = handling
         self._lot = lot
         self._job = handling.bench.job
+        self._on_poison = OnPoison.SET_ASIDE if lot.is_replay else self._job.on_poison
         failures = lot.lead.failures
         self._parts = whole(lot.count, failures=failures, attempts=self._job.retry.attempts)
         self._attempt = failures + 1
@@ -124,7 +133,7 @@ class Passage:
             part = self._parts[0]
             result = await self._try(part)
             self._parts, verdict = step(
-                self._parts, result.outcome, attempts=self._job.retry.attempts, on_poison=self._job.on_poison
+                self._parts, result.outcome, attempts=self._job.retry.attempts, on_poison=self._on_poison
             )
             if verdict is Verdict.SET_ASIDE:
                 verdict = await self._set_aside(part, result)
@@ -134,7 +143,7 @@ class Passage:
                 case Verdict.GIVE_UP:
                     return verdict, 0.0
                 case Verdict.STOP:
-                    await offsets.stop_at(self._handling.fetch, self._job.name, self._lot.lead)
+                    await offsets.stop_at(self._handling.fetch, self._job.name, self._lot.culprit(part))
                     self._handling.tally.stopped += 1
                     return verdict, 0.0
                 case _:
@@ -171,7 +180,7 @@ class Passage:
     async def _note(self, result: Try) -> Try:
         """A failure counts only when it could be noted: while the database is down, every handler fails."""
         self._handling.tally.failures += 1
-        name = type(result.error).__name__
+        name = name_of(result.error or RuntimeError())
         try:
             await offsets.note_failure(self._handling.fetch, self._job.name, self._lot.lead, name)
         except RegiongateError as error:

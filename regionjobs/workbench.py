@@ -7,6 +7,8 @@ update decides. Everything that a try can come to is turned into an `Outcome`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import threading
 import time
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy.errors import RegiongateError
+from policy.errors import InvalidJob, LimitReached, RegiongateError
 from regionjobs import metrics
 from regionjobs.batch import Batch, Waiting
 from regionjobs.judging import Outcome, ShardsChanged, Try, judge
@@ -25,7 +27,7 @@ from runtime.tasks import is_cancelled
 from runtime.telemetry.tracing import IDC, ROWS, set_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from datetime import datetime
 
     from regionjobs.batch import Content
@@ -55,12 +57,21 @@ class BatchContext:
 class _Call:
     """One call of a handler."""
 
-    __slots__ = ("content", "is_committing", "thread")
+    __slots__ = ("content", "has_begun", "is_committing", "thread")
 
     def __init__(self, content: Content) -> None:
         self.content = content
+        self.has_begun = False
+        """Whether the handler was called."""
         self.is_committing = False
         self.thread: asyncio.Future[None] | None = None
+
+    def judge(self, error: BaseException) -> Outcome:
+        """What an error says of the batch: nothing against its rows, unless their handler had a part in it."""
+        outcome = judge(error)
+        is_slow_commit = self.is_committing and isinstance(error, TimeoutError)
+        is_ours = is_slow_commit or not self.has_begun
+        return Outcome.PASSING if is_ours and outcome is Outcome.FAILED else outcome
 
 
 class Workbench:
@@ -78,6 +89,8 @@ class Workbench:
         self._connections = connections
         self._tracing = tracing
         self._client = client
+        self._places = asyncio.Semaphore(job.concurrency)
+        """For handlers at work: also those that were given up, and have not returned."""
 
     async def perform(
         self,
@@ -103,7 +116,11 @@ class Workbench:
         span = self._tracing.start("job.batch", traceparent=context.traceparent, attributes={IDC: context.idc})
         call = _Call(content)
         try:
-            async with asyncio.timeout(self.job.timeout.total_seconds()), self._connections.take() as effects:
+            async with (
+                self._place(call),
+                self._connections.take() as effects,
+                asyncio.timeout(self.job.timeout.total_seconds()),
+            ):
                 if content.count:
                     await self._call(context, call, effects, attempt)
                 if not still():
@@ -111,14 +128,12 @@ class Workbench:
                 call.is_committing = True
                 await self._commit(effects, steps, finish)
             result = Try(Outcome.DONE)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            result = Try(Outcome.FAILED, error)
-        except Exception as error:  # noqa: BLE001 (whatever a handler raises)
-            # A commit that takes too long says nothing against the rows.
-            is_slow_commit = call.is_committing and isinstance(error, TimeoutError)
-            result = Try(Outcome.PASSING if is_slow_commit else judge(error), error)
+            result = Try(call.judge(error), error)
             set_failed(span, _reason(error))
         if span is not None:
             span.set_attribute(ROWS, content.count)
@@ -128,12 +143,29 @@ class Workbench:
         await self._wait_for_thread(call)
         return result
 
+    @contextlib.asynccontextmanager
+    async def _place(self, call: _Call) -> AsyncGenerator[None]:
+        """Keeps the job's concurrency, also when handlers do not return: whoever waits too long tries again."""
+        try:
+            async with asyncio.timeout(self.job.timeout.total_seconds()):
+                await self._places.acquire()
+        except TimeoutError:
+            raise LimitReached("as many handlers as may be have not returned", limit="concurrency") from None
+        try:
+            yield
+        finally:
+            if call.thread is None:
+                self._places.release()
+            else:
+                call.thread.add_done_callback(lambda _: self._places.release())
+
     async def _call(self, context: BatchContext, call: _Call, effects: Effects, attempt: int) -> None:
         client = self._client()
+        call.has_begun = True
         if self.job.is_coroutine:
             batch = Batch(context, call.content, effects.connection, client, attempt)
             try:
-                await self.job.handler(batch)
+                check_returned(await self.job.handler(batch))
             finally:
                 batch.close()
             return
@@ -193,6 +225,15 @@ def _reason(error: BaseException) -> str:
     return error.reason if isinstance(error, RegiongateError) else type(error).__name__.upper()
 
 
+def check_returned(value: object) -> None:
+    """Raises `InvalidJob` for what has not run yet: the rows would count as handled, and nothing was done."""
+    if inspect.iscoroutine(value):
+        value.close()
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        kind = type(value).__name__
+        raise InvalidJob(f"the handler returned a {kind} that nobody waits for: is it async?", field_name="handler")
+
+
 def start_thread(name: str, function: Callable[[Batch], Any], batch: Batch) -> asyncio.Future[None]:
     """Runs a plain function in a thread of its own, which ends with the process if the function never returns."""
     loop = asyncio.get_running_loop()
@@ -207,16 +248,20 @@ def start_thread(name: str, function: Callable[[Batch], Any], batch: Batch) -> a
             done.set_exception(error)
 
     def work() -> None:
+        result: BaseException | None = None
         try:
-            function(batch)
+            check_returned(function(batch))
+        except StopIteration:
+            # No future takes it, and it would end another loop than its own.
+            result = RuntimeError("the handler raised StopIteration")
         except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
-            result: BaseException | None = error
-        else:
-            result = None
+            result = error
         try:
             loop.call_soon_threadsafe(settle, result)
         except RuntimeError:
             return  # the loop has ended meanwhile
 
+    # What it raises when nobody waits any more is for nobody's log: it may quote a row (law L1).
+    done.add_done_callback(lambda it: it.cancelled() or it.exception())
     threading.Thread(target=work, name=f"job-{name}", daemon=True).start()
     return done

@@ -61,7 +61,7 @@ CROSS JOIN LATERAL (
 ) AS f
 CROSS JOIN LATERAL (
     SELECT o.seq FROM job_offsets AS o
-    WHERE o.job = a.job AND o.region_code = a.region_code AND o.shard = a.shard LIMIT 1
+    WHERE o.job = a.job AND o.region_code = a.region_code AND o.shard = a.shard AND NOT o.is_stopped LIMIT 1
 ) AS o
 WHERE a.job = $1 AND a.is_replay_wanted AND a.region_code = ANY ($2::text[])
 """
@@ -196,6 +196,12 @@ SELECT {SET_ASIDE_COLUMNS} FROM job_set_aside
 WHERE job = $1 AND region_code = $2 AND shard = $3 AND is_replay_wanted ORDER BY seq LIMIT $4
 """  # noqa: S608 (constants)
 
+_REPLAYS_AMONG: Final = f"""
+SELECT {SET_ASIDE_COLUMNS} FROM job_set_aside
+WHERE job = $1 AND is_replay_wanted AND (region_code, shard) IN (SELECT * FROM unnest($2::text[], $3::int[]))
+ORDER BY job, region_code, shard, seq LIMIT $4
+"""  # noqa: S608 (constants)
+
 
 async def pending(
     fetch: Fetch,
@@ -325,6 +331,12 @@ async def replays(fetch: Fetch, job: str, held: Claim, limit: int) -> list[SetAs
     """Rows of the shard that are to be tried again, in the order of their sequences."""
     records = await fetch(_REPLAYS, job, held.region_code, held.shard, limit)
     return [SetAside(*record) for record in records]
+
+
+async def replays_among(fetch: Fetch, job: str, held: Sequence[Claim], limit: int) -> list[SetAside]:
+    """Rows of some shards that are to be tried again, shard by shard in the order of their positions."""
+    region_codes, shards = [it.region_code for it in held], [it.shard for it in held]
+    return [SetAside(*record) for record in await fetch(_REPLAYS_AMONG, job, region_codes, shards, limit)]
 
 
 def lost(held: Claim) -> ClaimLost:
