@@ -17,6 +17,7 @@ from bench.deciding import resolve
 from bench.events import policy_effective, policy_event
 from bench.harness import OUT, Figure, write_summary
 from bench.job_stack import job_stack
+from bench.job_times import job_lag, takeover
 from bench.jobs import scan, scan_arrow, scan_effects
 from bench.move_stack import move_stack
 from bench.moves import move_copy, move_errors, move_stall, rollout_throughput
@@ -51,6 +52,9 @@ MOVING: dict[str, Callable[[MoveStack, int], Awaitable[list[Figure]]]] = {
 SCANNING: dict[str, Callable[[JobStack, int], Awaitable[list[Figure]]]] = {
     figure.__name__: figure for figure in (scan, scan_arrow, scan_effects)
 }
+FOLLOWING: dict[str, Callable[[JobStack, int], Awaitable[list[Figure]]]] = {
+    figure.__name__: figure for figure in (takeover, job_lag)
+}
 ALONE: dict[str, Callable[[int], Figure]] = {"resolve": resolve}
 
 
@@ -82,18 +86,23 @@ async def measure(names: list[str], rounds: int) -> list[Figure]:
                 console.print(f"measuring {name}")
                 figures += await MOVING[name](moving, rounds)
                 write_summary(figures)
-    if any(name in SCANNING for name in names):
-        async with job_stack() as scanned, scanned.running("bench.job_handlers"):
-            for name in (name for name in names if name in SCANNING):
+    if any(name in SCANNING or name in FOLLOWING for name in names):
+        async with job_stack() as jobs:
+            async with jobs.running("bench.job_handlers"):
+                for name in (name for name in names if name in SCANNING):
+                    console.print(f"measuring {name}")
+                    figures += await SCANNING[name](jobs, rounds)
+                    write_summary(figures)
+            for name in (name for name in names if name in FOLLOWING):
                 console.print(f"measuring {name}")
-                figures += await SCANNING[name](scanned, rounds)
+                figures += await FOLLOWING[name](jobs, rounds)
                 write_summary(figures)
     return figures
 
 
 def main() -> None:
     """Parses the command line and runs."""
-    known = [*ALONE, *ON_STACK, *MOVING, *SCANNING]
+    known = [*ALONE, *ON_STACK, *MOVING, *SCANNING, *FOLLOWING]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("figures", nargs="*", metavar="figure", help=f"which to measure (all): {', '.join(known)}")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of ours and the baseline (default 7)")

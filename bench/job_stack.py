@@ -1,4 +1,4 @@
-"""The stack that jobs are measured on: one IDC, two RegionCodes of four shards, and a job runner beside it.
+"""The stack that jobs are measured on: one IDC, three RegionCodes of four shards, and job runners beside it.
 
 Rows are filled in by SQL, past the gateway, with the fences set to match.
 """
@@ -9,12 +9,13 @@ import asyncio
 import os
 import sys
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 
+from bench.job_followers import FEW
 from bench.job_handlers import DATASET, MANY, SOME
 from regiongate.demo.stack import running_stack
 from rowstore.database import Database
@@ -22,7 +23,7 @@ from rowstore.jobs import firings, registry
 from rowstore.tables import table_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from runtime.stack_file import StackFile
 
@@ -38,7 +39,7 @@ version: 1
 idcs:
   {IDC}: {{jurisdiction: EU}}
 residency:
-  - {{name: europe, regions: [{", ".join(ROWS)}], jurisdictions: [EU], idcs: {{{IDC}: 100}}, shards: {SHARDS}}}
+  - {{name: europe, regions: [{", ".join((*ROWS, FEW))}], jurisdictions: [EU], idcs: {{{IDC}: 100}}, shards: {SHARDS}}}
 datasets:
   {DATASET}:
     key: string
@@ -97,8 +98,10 @@ class JobStack:
             await self.hand.execute(f"VACUUM ANALYZE {table}")
 
     @asynccontextmanager
-    async def running(self, module: str) -> AsyncGenerator[None]:
-        """A runner of a module's jobs, as an operator would start it."""
+    async def running(
+        self, module: str, environment: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[asyncio.subprocess.Process]:
+        """A runner of a module's jobs, as an operator would start it, with more variables of its own."""
         own = {
             "idc": IDC,
             "runner": "bench",
@@ -108,13 +111,14 @@ class JobStack:
             "metrics_port": "0",
             "log_level": "error",
         }
-        environment = os.environ | {f"REGIONGATE_{name.upper()}": value for name, value in own.items()}
+        settings = {f"REGIONGATE_{name.upper()}": value for name, value in own.items()}
         command = (sys.executable, "-m", "regiongate.cli.main", "jobs", "run", module)
-        process = await asyncio.create_subprocess_exec(*command, env=environment)
+        process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **settings, **(environment or {})})
         try:
-            yield
+            yield process
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                process.terminate()
             await process.wait()
 
     async def run(self, job: str, rows: int) -> float:
