@@ -56,7 +56,10 @@ def encode_row(row: StoredRow | types_pb2.Row, dataset: Dataset) -> types_pb2.Ro
 
 def set_time(message: Timestamp, time: datetime) -> None:
     """Puts a time into its message."""
-    since = time - EPOCH
+    try:
+        since = time - EPOCH
+    except TypeError:  # the first instant and the last one: the driver gives its infinities for them, without a zone
+        since = time.replace(tzinfo=UTC) - EPOCH
     message.seconds = since.days * 86400 + since.seconds
     message.nanos = since.microseconds * 1000
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,9 @@ from gateway.values import (
     decode_row,
     decode_values,
     encode_row,
+    read_time,
     set_key,
+    set_time,
 )
 from policy.errors import InvalidValue, LimitReached, UnknownColumn
 from policy.model import Column, ColumnType, Dataset, KeyType
@@ -157,6 +160,13 @@ def test_the_last_microsecond_of_the_year_9999_is_stored_and_nothing_later():
     last = datetime.max.replace(tzinfo=UTC)
     row = StoredRow("DE", "k", 1, last - timedelta(days=1), {"c_timestamp": last})
     assert decode_row(encode_row(row, DATASET), DATASET) == row
+
+
+@pytest.mark.parametrize("instant", [datetime.min, datetime.max])  # noqa: DTZ901 (as the driver gives infinities)
+def test_the_first_and_the_last_instant_come_back_from_the_driver_without_a_zone(instant):
+    message = Timestamp()
+    set_time(message, instant)
+    assert read_time(message) == instant.replace(tzinfo=UTC)
 
 
 def test_an_unknown_column_is_named_and_cut_short():
