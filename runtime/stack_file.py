@@ -41,7 +41,7 @@ class ProcessEntry:
 
     name: str
     role: str
-    """etcd | postgres | gateway | controller"""
+    """etcd | postgres | gateway | controller | runner"""
     idc: str
     """Empty when it belongs to none."""
     pid: int

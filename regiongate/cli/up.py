@@ -7,7 +7,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 (typer reads the annotations)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +49,8 @@ class UpOptions:
     log_level: str
     can_restart: bool
     controllers: int = 1
+    jobs: tuple[str, ...] = ()
+    runners: int = 1
 
 
 @app.command()
@@ -68,18 +70,34 @@ def up(
     controllers: Annotated[
         int, typer.Option(min=0, max=9, help="Controllers to run: one leads, the others stand by; 0 for none.")
     ] = 1,
+    jobs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE",
+            help="A module of jobs to run in each IDC, by dotted name or .py file; again for more. No runners without.",
+            show_default=False,
+        ),
+    ] = None,
+    runners: Annotated[int, typer.Option(min=1, max=9, help="Job runners in each IDC, when there are --jobs.")] = 1,
 ) -> None:
     """Run the whole embedded stack in the foreground; Ctrl-C ends it.
 
-    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, controllers.
+    One process for each role: etcd, a PostgreSQL and a gateway for each IDC, controllers, and with --jobs job runners.
 
     Data, logs and traces stay in the data folder, and a second start on it goes on with them.
 
     For demos and tests, not for production.
     """
     names = tuple(part.strip() for part in idcs.split(",") if part.strip())
-    options = UpOptions(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart, controllers)
+    options = UpOptions(
+        *(data_dir, policy, names, base_port, trace_sample_ratio, log_level, restart, controllers),
+        jobs=tuple(jobs or ()),
+        runners=runners,
+    )
     setup_logging("up", log_format="console", level="warning")
+    for module in options.jobs:
+        if module.endswith(".py") and not Path(module).is_file():
+            raise CommandFailed("NO_SUCH_MODULE", f"{module}: there is no such file", "see --jobs")
     try:
         with DataFolder.open(data_dir) as folder:
             # asyncio's own loop: uvloop cannot start a child as another user, as PostgreSQL needs under root.
@@ -127,8 +145,12 @@ async def _make_ready(stack: Stack, loaded: LoadedPolicy | None, options: UpOpti
         if loaded is not None:
             # Without a controller nobody gives its shards an owner.
             await calls.apply(loaded.text, str(options.policy), _tell, can_wait=options.controllers > 0)
-        elif not await calls.has_policy():
-            _tell("no policy yet: `regiongate policy apply FILE` comes next")
+        has_policy = loaded is not None or await calls.has_policy()
+    await stack.start_runners()
+    if not has_policy:
+        _tell("no policy yet: `regiongate policy apply FILE` comes next")
+        return
+    await stack.wait_runners_ready()
 
 
 def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -> StackOptions:
@@ -142,7 +164,8 @@ def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -
     idcs = tuple(dict.fromkeys((*layout.idcs, *wanted)))
     if not idcs:
         raise CommandFailed("NO_IDCS", "nothing says which IDCs to run", "give --policy FILE, or --idcs a,b")
-    ports = choose_ports(port_uses(idcs, options.controllers), layout.ports, options.base_port)
+    runners = options.runners if options.jobs else 0
+    ports = choose_ports(port_uses(idcs, options.controllers, runners), layout.ports, options.base_port)
     folder.save_layout(Layout(idcs, ports))
     return StackOptions(
         data_dir=options.data_dir,
@@ -152,6 +175,8 @@ def _plan(options: UpOptions, folder: DataFolder, loaded: LoadedPolicy | None) -
         log_level=options.log_level,
         can_restart=options.can_restart,
         controllers=options.controllers,
+        job_modules=options.jobs,
+        runners=options.runners,
     )
 
 

@@ -1,8 +1,8 @@
-"""The embedded stack: etcd, a PostgreSQL and a gateway for each IDC, and controllers, each in a process of its own.
+"""The embedded stack: etcd, a PostgreSQL and a gateway for each IDC, controllers and job runners, each a process.
 
 Servers start side by side, since a machine with two cores is all that a laptop may have: gateways load their modules
 while the databases are being made, and wait for them by themselves. The stack is ready when each gateway says
-that it is.
+that it is. Runners come after that, once there may be a policy for their jobs to fit, and go before the gateways.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from runtime.supervisor.probe import read_health
 from runtime.supervisor.process import Child, read_tail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _POLL_SECONDS = 0.05
 
-ETCD_STAGE, DATABASE_STAGE, GATEWAY_STAGE, CONTROLLER_STAGE = range(4)
+ETCD_STAGE, DATABASE_STAGE, GATEWAY_STAGE, CONTROLLER_STAGE, RUNNER_STAGE = range(5)
 
 
 def controller_names(controllers: int) -> list[str]:
@@ -38,13 +38,20 @@ def controller_names(controllers: int) -> list[str]:
     return ["controller", *(f"controller-{number}" for number in range(2, controllers + 1))][:controllers]
 
 
-def port_uses(idcs: tuple[str, ...], controllers: int = 1) -> list[str]:
+def runner_names(idc: str, runners: int) -> list[str]:
+    """Names of so many runners of an IDC: `runner-fra-1` and so on; the last part is always a number."""
+    return [f"runner-{idc}-{number}" for number in range(1, runners + 1)]
+
+
+def port_uses(idcs: tuple[str, ...], controllers: int = 1, runners: int = 0) -> list[str]:
     """What a stack needs ports for, in the order in which `--base-port` hands them out.
 
-    The first controller has its place also where none runs, and further ones come last: their number moves no port.
+    The first controller has its place also where none runs, and further ones come last, with so many runners of each
+    IDC after them: their number moves no port of a gateway or a database.
     """
     gateways, *inner = ([f"{use} of {idc}" for idc in idcs] for use in ("gateway", "peer", "database", "metrics"))
     further = [f"{name} metrics" for name in controller_names(controllers)[1:]]
+    further += [f"{name} metrics" for idc in idcs for name in runner_names(idc, runners)]
     return [*gateways, "etcd", "etcd peer", "controller metrics", *(use for uses in inner for use in uses), *further]
 
 
@@ -63,6 +70,10 @@ class StackOptions:
     ready_timeout: float = 60.0
     controllers: int = 1
     """One leads, the others stand by."""
+    job_modules: tuple[str, ...] = ()
+    """What `regiongate jobs run` is given in each IDC; without any, no runner is started."""
+    runners: int = 1
+    """In each IDC."""
 
 
 class Stack:
@@ -101,10 +112,26 @@ class Stack:
 
     async def wait_ready(self) -> None:
         """Waits until every gateway says that it is ready: registered, its database connected, its schema there."""
-        gateways = [member for member in self._keeper.members if member.role == "gateway"]
+        await self._wait_ready("gateway")
+
+    async def start_runners(self) -> None:
+        """Starts the job runners, if there are modules for them; when gateways are ready. Raises `StackError`."""
+        if not self._options.job_modules:
+            return
         async with asyncio.TaskGroup() as group:
-            for member in gateways:
-                group.create_task(self._poll_ready(member))
+            for idc in self._options.idcs:
+                for name in runner_names(idc, self._options.runners):
+                    group.create_task(self._start_runner(name, idc))
+
+    async def wait_runners_ready(self) -> None:
+        """Waits until every runner has a session, its database, and a policy that its jobs fit."""
+        await self._wait_ready("runner")
+
+    async def _wait_ready(self, role: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            for member in self._keeper.members:
+                if member.role == role:
+                    group.create_task(self._poll_ready(member))
 
     def publish(self) -> None:
         """Writes `stack.json`, and from now on again whenever a process is started anew."""
@@ -168,18 +195,37 @@ class Stack:
     async def _start_own(self, name: str, idc: str, use: str) -> None:
         """Starts the gateway of an IDC, or a controller, whose metrics have the port of that use."""
         role, stage = ("gateway", GATEWAY_STAGE) if idc else ("controller", CONTROLLER_STAGE)
-        child = Child(
-            [sys.executable, "-m", "regiongate.cli.main", role],
-            self._environment(idc, self._options.ports[use]),
+        settings: dict[str, object] = {}
+        if idc:
+            settings = {
+                "idc": idc,
+                "listen": self.gateways[idc],
+                "peer_listen": f"{HOST}:{self._options.ports[f'peer of {idc}']}",
+                "database_url": self._databases[idc].url,
+            }
+        port = self._options.ports[use]
+        child = self._child(name, [role], port, settings)
+        await self._add(Member(name, role, idc, child, stage, f"http://{HOST}:{port}"))
+
+    async def _start_runner(self, name: str, idc: str) -> None:
+        """Starts a job runner; it finds the gateway of its IDC through etcd."""
+        settings = {"idc": idc, "runner": name.removeprefix("runner-"), "database_url": self._databases[idc].url}
+        port = self._options.ports[f"{name} metrics"]
+        child = self._child(name, ["jobs", "run", *self._options.job_modules], port, settings)
+        await self._add(Member(name, "runner", idc, child, RUNNER_STAGE, f"http://{HOST}:{port}"))
+
+    def _child(self, name: str, words: Sequence[str], metrics_port: int, settings: Mapping[str, object]) -> Child:
+        """One of our processes: a command, and its settings beside those that all of them have."""
+        return Child(
+            [sys.executable, "-m", "regiongate.cli.main", *words],
+            self._environment(settings, metrics_port),
             self._options.data_dir / "logs" / f"{name}.log",
         )
-        metrics = f"http://{HOST}:{self._options.ports[use]}"
-        await self._add(Member(name, role, idc, child, stage, metrics))
 
-    def _environment(self, idc: str, metrics_port: int) -> dict[str, str]:
+    def _environment(self, settings: Mapping[str, object], metrics_port: int) -> dict[str, str]:
         """Settings of one of our processes; by variables, since a command line can be seen by everyone."""
         options = self._options
-        settings = {
+        common = {
             "cluster": options.cluster,
             "etcd_endpoints": self._etcd.endpoint,
             "metrics_host": HOST,
@@ -188,14 +234,7 @@ class Stack:
             "trace_sample_ratio": options.trace_sample_ratio,
             "log_level": options.log_level,
         }
-        if idc:
-            settings |= {
-                "idc": idc,
-                "listen": self.gateways[idc],
-                "peer_listen": f"{HOST}:{options.ports[f'peer of {idc}']}",
-                "database_url": self._databases[idc].url,
-            }
-        return {f"REGIONGATE_{name.upper()}": str(value) for name, value in settings.items()}
+        return {f"REGIONGATE_{name.upper()}": str(value) for name, value in {**common, **settings}.items()}
 
     async def _add(self, member: Member) -> None:
         try:
@@ -204,7 +243,7 @@ class Stack:
             raise StackError("CANNOT_START", f"{member.name}: {error}") from error
 
     async def _poll_ready(self, member: Member) -> None:
-        """Asks one gateway until it is ready; gives up at the deadline."""
+        """Asks one process until it is ready; gives up at the deadline."""
         began = time.monotonic()
         while not (health := await read_health(member.metrics)).is_ready:
             if time.monotonic() - began > self._options.ready_timeout:

@@ -17,7 +17,7 @@ from runtime.supervisor.folder import DataFolder, Layout
 from runtime.supervisor.keeper import Keeper, Member
 from runtime.supervisor.ports import choose_ports
 from runtime.supervisor.process import Child, describe_exit, read_tail
-from runtime.supervisor.stack import controller_names, port_uses
+from runtime.supervisor.stack import controller_names, port_uses, runner_names
 
 SLEEPER = "import signal, time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -95,6 +95,18 @@ def test_the_number_of_controllers_moves_no_other_port() -> None:
     one = port_uses(("fra", "ams"))
     assert port_uses(("fra", "ams"), 0) == one
     assert port_uses(("fra", "ams"), 3) == [*one, "controller-2 metrics", "controller-3 metrics"]
+
+
+def test_runners_come_last_so_that_no_port_of_a_folder_moves() -> None:
+    for controllers in (1, 3):
+        others = port_uses(("fra", "ams"), controllers)
+        uses = port_uses(("fra", "ams"), controllers, 2)
+        assert uses[: len(others)] == others
+        assert uses[len(others) :] == [f"runner-{idc}-{number} metrics" for idc in ("fra", "ams") for number in (1, 2)]
+
+
+def test_runners_of_one_idc_are_never_called_like_those_of_another() -> None:
+    assert set(runner_names("fra", 9)).isdisjoint(runner_names("fra-1", 9))
 
 
 async def test_a_child_is_stopped_in_order_and_by_force_when_it_will_not(tmp_path: Path) -> None:
