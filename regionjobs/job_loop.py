@@ -177,8 +177,7 @@ class JobLoop:
         """The job as the database has it, made known at first."""
         job = self._job
         if not self._is_registered:
-            wanted = JobRecord(job.name, job.dataset, job.scan, job.kind.value, job.describe())
-            record = await registry.register(self._fetch, wanted)
+            record = await registry.register(self._fetch, record_of(job))
             self._is_registered = True
             return record
         record = await registry.get(self._fetch, job.name)
@@ -373,6 +372,11 @@ class JobLoop:
             self.sentence = sentence
             log.info("job", job=self._job.name, sentence=sentence)
         return POLL_SECONDS
+
+
+def record_of(job: Job) -> JobRecord:
+    """What an IDC's database keeps of a definition."""
+    return JobRecord(job.name, job.dataset, job.scan, job.kind.value, job.describe())
 
 
 def _tallied(record: RunRecord, handling: Handling) -> RunRecord:

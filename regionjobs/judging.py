@@ -12,7 +12,7 @@ from policy.errors import ClaimLost, DatabaseUnavailable, DeadlineExceeded, Limi
 from regionjobs.failing import Outcome
 from rowstore.driver_errors import DRIVER_ERRORS, translate
 
-__all__ = ["Outcome", "ShardsChanged", "Try", "judge", "name_of", "text_of", "told"]
+__all__ = ["Outcome", "ShardsChanged", "Try", "judge", "text_of", "told"]
 
 MAX_TEXT: Final = 10_000
 """Characters that are kept of what an error says."""
@@ -50,11 +50,6 @@ def _is_databases_fault(error: DBAPIError) -> bool:
         # On a connection that is whole, it is the driver that refuses what it was asked.
         return False
     return isinstance(cause, DRIVER_ERRORS) and isinstance(translate(cause), DatabaseUnavailable)
-
-
-def name_of(error: BaseException) -> str:
-    """The class of an error, as PostgreSQL can hold it."""
-    return told(type(error).__name__)
 
 
 def text_of(error: BaseException) -> str:

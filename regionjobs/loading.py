@@ -14,6 +14,7 @@ from regionjobs.triggers import After
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
     from regionjobs.definition import Job
 
@@ -58,25 +59,34 @@ def _check_order(jobs: Sequence[Job]) -> None:
 
 
 def _load_one(module: str) -> None:
-    name = module
+    name, path = module, Path(module)
     if module.endswith(".py"):
-        path = Path(module)
         if not path.is_file():
             raise InvalidJob(f"module {module}: there is no such file", field_name="module")
         sys.path.insert(0, str(path.resolve().parent))
         name = path.stem
     try:
-        importlib.import_module(name)
+        loaded = importlib.import_module(name)
     except InvalidJob:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        words = (str(error).splitlines() or [""])[0]
         raise InvalidJob(
-            f"module {module} cannot be imported: {_place_of(error)}{type(error).__name__}: {error}",
+            f"module {module} cannot be imported: {_place_of(error)}{type(error).__name__}: {words}",
             field_name="module",
         ) from error
+    if module.endswith(".py") and not _is_from(loaded, path):
+        raise InvalidJob(
+            f"module {module} cannot be imported: another module is called {name} already; rename the file",
+            field_name="module",
+        )
 
 
-def _place_of(error: Exception) -> str:
+def _is_from(loaded: ModuleType, path: Path) -> bool:
+    return loaded.__file__ is not None and Path(loaded.__file__).resolve() == path.resolve()
+
+
+def _place_of(error: BaseException) -> str:
     """File and line where it happened, when that is not the import machinery itself."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "importlib" not in frame.filename and not frame.filename.startswith("<")]

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
+import structlog
+
 from regionjobs.definition import Kind
 from regionjobs.slots import Slots
 from rowstore.jobs.model import RunResult
@@ -23,12 +25,16 @@ if TYPE_CHECKING:
 
     ShardKey = tuple[str, int]
 
+log = structlog.get_logger("regionjobs")
+
 POLL_SECONDS: Final = 1.0
 """How often a long-running job looks for work when the bell does not ring."""
 
 
 LOOK_SHARE: Final = 5.0
 """Times as long as a look has taken, until the bell may cause the next one."""
+END_SECONDS: Final = 5.0
+"""How long a handler that was cut short may take to notice it."""
 MAX_AT_HAND: Final = 256
 """Pieces of work that a run has at hand; more are found when these become few."""
 
@@ -198,19 +204,26 @@ class Run:
                 self._ready_at[key] = time.monotonic() + wait
 
     async def _drain(self, seconds: float) -> None:
-        """Lets batches at work finish; cuts short those that do not in time."""
+        """Lets batches at work finish; those that do not in time are cut short when the run is closed."""
         if self._tasks and not self._cancelled:
-            await asyncio.wait(self._tasks, timeout=seconds)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            # Nobody asks any more how they end.
+            task.add_done_callback(_forget)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=END_SECONDS)
+            if late:
+                # Nothing that they do is committed: their claims go to whoever takes the shards next.
+                log.warning("handlers go on though they were cut short", job=self._job.name, batches=len(late))
         await asyncio.gather(*(work.close() for work in self._works.values()), return_exceptions=True)
+
+
+def _forget(task: asyncio.Task[float | None]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def interleaved(found: Iterable[tuple[ShardKey, int]]) -> list[tuple[ShardKey, int]]:

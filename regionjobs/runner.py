@@ -16,7 +16,7 @@ from policy.follower import Follower
 from regionjobs import metrics
 from regionjobs.bell import Bell, wait_any
 from regionjobs.connections import EffectConnections
-from regionjobs.job_loop import JobLoop
+from regionjobs.job_loop import JobLoop, record_of
 from regionjobs.membership import Membership
 from regionjobs.parts import RunnerParts
 from regionjobs.scheduler import Scheduler
@@ -113,6 +113,8 @@ class Runner:
         self.loops = tuple(JobLoop(job, self._parts) for job in self._jobs)
         self._schedulers = tuple(Scheduler(job, self._parts) for job in self._jobs)
         self._is_open = False
+        self._waits_for = ""
+        """What keeps it from starting."""
         self._beat = time.monotonic()
 
     def readiness(self) -> Readiness:
@@ -123,6 +125,8 @@ class Runner:
             "policy": self._follower.problem or ("ok" if self._follower.table is not None else "none yet"),
             "gateway": "ok" if self._sdk is not None else "none has answered",
         }
+        if self._waits_for:
+            checks["start"] = self._waits_for
         is_ready = self._is_open and all(checks[name] == "ok" for name in ("session", "database", "policy"))
         for loop in self.loops:
             checks[f"job {loop.job.name}"] = loop.sentence
@@ -181,11 +185,16 @@ class Runner:
                     raise NoPolicy("no policy has been applied yet")
                 for job in self._jobs:
                     regions_of(job, table.policy)
+                for job in self._jobs:
+                    await registry.register(self._database.fetch, record_of(job))
             except InvalidJob:
                 raise
             except RegiongateError as error:
-                log.info("not ready yet", why=str(error))
+                if str(error) != self._waits_for:
+                    self._waits_for = str(error)
+                    log.info("not ready yet", why=self._waits_for)
             else:
+                self._waits_for = ""
                 if self._settings.idc not in table.policy.idcs:
                     log.warning("the policy has no such IDC", idc=self._settings.idc)
                 return True
@@ -237,8 +246,9 @@ class Runner:
                 loop.pace.observe(latency)
             if time.monotonic() >= look_at:
                 look_at = time.monotonic() + _LOOK_SECONDS
-                with suppress(RegiongateError):
-                    await self._measure()
+                for job in self._jobs:
+                    with suppress(RegiongateError):
+                        await self._measure(job)
             await asyncio.sleep(_PROBE_SECONDS)
 
     async def _gateway_latency(self) -> float:
@@ -252,20 +262,17 @@ class Runner:
             return float("inf")
         return time.perf_counter() - began
 
-    async def _measure(self) -> None:
-        table = self._follower.table
-        if table is None:
+    async def _measure(self, job: Job) -> None:
+        table, fetch = self._follower.table, self._database.fetch
+        record = await registry.get(fetch, job.name) if table is not None else None
+        if table is None or record is None:
             return
-        for job in self._jobs:
-            record = await registry.get(self._database.fetch, job.name)
-            if record is None:
-                continue
-            status = await registry.status(self._database.fetch, record, list(regions_of(job, table.policy)))
-            metrics.LAG_SECONDS.labels(job.name).set(status.lag_seconds)
-            metrics.LAG_ROWS.labels(job.name).set(status.lag_rows)
-            metrics.SHARDS_STOPPED.labels(job.name).set(status.shards_stopped)
-            if status.last_success is not None:
-                metrics.LAST_SUCCESS.labels(job.name).set(status.last_success.timestamp())
+        status = await registry.status(fetch, record, list(regions_of(job, table.policy)))
+        metrics.LAG_SECONDS.labels(job.name).set(status.lag_seconds)
+        metrics.LAG_ROWS.labels(job.name).set(status.lag_rows)
+        metrics.SHARDS_STOPPED.labels(job.name).set(status.shards_stopped)
+        if status.last_success is not None:
+            metrics.LAST_SUCCESS.labels(job.name).set(status.last_success.timestamp())
 
     async def _end_lost_sessions(self) -> None:
         """Ends the batches of runners that are gone: one that is only paused may hold locks that others need."""

@@ -17,7 +17,7 @@ from policy.errors import ClaimLost, RegiongateError, Unavailable
 from regionjobs.batch import Content
 from regionjobs.definition import Kind
 from regionjobs.failing import Verdict
-from regionjobs.judging import name_of, text_of
+from regionjobs.judging import text_of
 from regionjobs.work import Passage
 from rowstore.jobs import offsets
 from rowstore.jobs.model import Advance, SetAside
@@ -127,7 +127,7 @@ class PageLot:
             page.seq_at(part.start),
             str(page.key_at(part.start)),
             attempts,
-            name_of(error),
+            type(error).__name__,
             text_of(error),
         )
 
@@ -169,7 +169,7 @@ class ReplayLot(PageLot):
     def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
         """Again, where it was."""
         known = self._by_seq[self.page.seq_at(part.start)]
-        return replace(known, attempts=attempts, error_class=name_of(error), error=text_of(error))
+        return replace(known, attempts=attempts, error_class=type(error).__name__, error=text_of(error))
 
 
 class ShardPass:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from regionjobs.batch import Content
-from regionjobs.judging import name_of, text_of, told
+from regionjobs.judging import text_of, told
 from rowstore.jobs import offsets
 from rowstore.jobs.model import Advance, SetAside
 
@@ -116,7 +116,7 @@ class SourceLot:
         """See `Lot`."""
         (region_code, shard), row = self._rows[part.start]
         key = told(str(row.key))
-        return SetAside(region_code, shard, row.position, key, attempts, name_of(error), text_of(error))
+        return SetAside(region_code, shard, row.position, key, attempts, type(error).__name__, text_of(error))
 
     def culprit(self, part: Part) -> Claim:
         """See `Lot`."""
@@ -168,4 +168,4 @@ class ReplayedLot(SourceLot):
     def set_aside(self, part: Part, attempts: int, error: BaseException) -> SetAside:
         """Again, where it was."""
         known = self._asides[part.start]
-        return replace(known, attempts=attempts, error_class=name_of(error), error=text_of(error))
+        return replace(known, attempts=attempts, error_class=type(error).__name__, error=text_of(error))

@@ -16,7 +16,7 @@ from policy.errors import RegiongateError
 from regionjobs import metrics
 from regionjobs.definition import OnPoison
 from regionjobs.failing import Outcome, Part, Verdict, step, whole
-from regionjobs.judging import Try, judge, name_of
+from regionjobs.judging import Try, judge
 from rowstore.jobs import offsets
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Passage:
     async def _note(self, result: Try) -> Try:
         """A failure counts only when it could be noted: while the database is down, every handler fails."""
         self._handling.tally.failures += 1
-        name = name_of(result.error or RuntimeError())
+        name = type(result.error).__name__
         try:
             await offsets.note_failure(self._handling.fetch, self._job.name, self._lot.lead, name)
         except RegiongateError as error:
