@@ -123,7 +123,10 @@ def _details(span: SpanRecord) -> str:
     parts += [
         f"{name.removeprefix(_PREFIX)}={value}" for name, value in span.attributes.items() if name != "regiongate.idc"
     ]
-    if span.links:
+    if span.links and not span.parent_id:
+        # What began it, or ended it, has a trace of its own.
+        parts.append(f"linked to trace {', '.join(dict.fromkeys(link[:8] for link in span.links))}")
+    elif span.links:
         parts.append(f"shared with {len(span.links)} other call{'s' if len(span.links) > 1 else ''}")
     return "  ".join(parts)
 

@@ -11,13 +11,14 @@ import secrets
 from typing import TYPE_CHECKING
 
 import regiongate
-from regiongate.demo import placement, show, traces
+from regiongate.demo import counting, placement, show, traces
 from regiongate.demo.command import run_command
 from regiongate.demo.crossings import Crossing, pick_keys, try_crossing
 from regiongate.demo.places import DATASET
 from regiongate.demo.remains import count_everywhere
 from regiongate.demo.rollout import apply_and_follow, by_region
 from regiongate.demo.stack import new_policy_file, policy_file, shown
+from regiongate.demo.state import ENTRY_IDC, NEW_IDC
 from regiongate.demo.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from regiongate.demo.traffic import Seen
     from runtime.telemetry.spans import SpanRecord
 
-NEW_IDC = "lon"
-ENTRY_IDC = "fra"
 MESSAGE = "the United Kingdom has a law of its own"
 TRACED = "GB", 0
 """The shard whose way is shown."""
@@ -74,6 +73,7 @@ async def apply_under_load(demo: Demo) -> None:
     demo.policy = demo.new_policy
     _judge_rollout(demo, outcome)
     _judge_clients(demo, seen, await traffic.lost(entries))
+    demo.put_back = await traffic.put_back(entries)
     for crossing in (GRANTED, REVOKED):
         outcome_after = await _outcome_of(demo, crossing)
         if outcome_after != crossing.expected:
@@ -162,11 +162,11 @@ async def prove_departure(demo: Demo) -> None:
 
 async def verify_audit(demo: Demo) -> None:
     """Checks the audit trail of all that has happened."""
-    show.section(9, "The audit trail of it: every link is checked")
+    show.section(10, "The audit trail of it: every link is checked")
     code, output = await run_command(["audit", "verify"], demo.entry(ENTRY_IDC))
     if code:
         demo.faults.append("the audit trail is not sound")
     demo.facts["audit trail"] = output.partition("\n")[0].removeprefix("entries: ")
 
 
-STEPS = (show_edit, apply_under_load, show_move, prove_departure, verify_audit)
+STEPS = (show_edit, apply_under_load, show_move, prove_departure, counting.show_job, verify_audit)

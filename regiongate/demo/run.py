@@ -19,7 +19,7 @@ import regiongate
 from policy.compile import compile_policy
 from policy.loading import load_policy_files
 from regiongate.cli.output import say, stderr
-from regiongate.demo import change, placement, show, traces
+from regiongate.demo import change, placement, places_job, show, traces
 from regiongate.demo.crossings import CROSSINGS, Answer, pick_keys, try_crossing
 from regiongate.demo.load import write_places
 from regiongate.demo.places import DATASET, Place, load_places
@@ -151,8 +151,9 @@ async def _run_in(folder: Path, *, keep: bool) -> int:
     places = load_places()
     start = time.perf_counter()
     # The IDC of the law to come runs from the start; no rule knows it yet.
-    async with running_stack(folder, idcs=tuple(new_policy.idcs)) as stack:
+    async with running_stack(folder, idcs=tuple(new_policy.idcs), jobs=[places_job.__name__]) as stack:
         demo = Demo(folder, stack, policy, new_policy, places)
+        await places_job.make_tables(demo.databases.values())
         demo.facts["IDCs"] = ", ".join(f"{idc} ({new_policy.idcs[idc]})" for idc in stack.idcs)
         demo.facts["ready after"] = f"{time.perf_counter() - start:.1f} s"
         for step in STEPS:

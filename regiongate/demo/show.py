@@ -8,11 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from regiongate.cli.output import stdout
+from regiongate.demo.figures import over_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from regiongate.demo.counting import Standing
     from regiongate.demo.crossings import Answer
+    from regiongate.demo.figures import Counted
     from regiongate.demo.placement import Placement
     from regiongate.demo.rollout import MovedRegion
 
@@ -88,6 +91,36 @@ def remains(counts: Mapping[str, Mapping[str, int]], codes: Sequence[str]) -> No
     table = _table("IDC", f"ROWS OF {', '.join(codes)}, IN ANY TABLE")
     for idc, tables in counts.items():
         table.add_row(idc, "  ".join(f"{name}:{rows:,}" for name, rows in tables.items()) or "none")
+    stdout().print(table)
+
+
+def job(standing: Standing, counted: Mapping[str, Counted]) -> None:
+    """What the job holds and how it has run, by IDC."""
+    right = ("COUNTRIES", "PLACES", "POPULATION", "CHANGES HANDLED", "RUNS", "STILL TO DO")
+    table = _table("IDC", *right, right=right)
+    for it in standing.jobs:
+        by_region = counted[it.idc].by_region.values()
+        table.add_row(
+            it.idc,
+            f"{len(by_region):,}",
+            f"{sum(figures.places for figures in by_region):,}",
+            f"{sum(figures.population for figures in by_region):,}",
+            f"{it.rows_handled:,}",
+            f"{len(standing.runs_in(it.idc)):,}",
+            f"{it.lag_rows:,}" if it.lag_rows else "none",
+        )
+    stdout().print(table)
+
+
+def countries(codes: Sequence[str], counted: Mapping[str, Counted], names: Mapping[str, str]) -> None:
+    """The job's figures of some countries, and in which databases they lie."""
+    table = _table("COUNTRY", "COUNTED IN", "PLACES", "POPULATION", "LARGEST PLACE", right=("PLACES", "POPULATION"))
+    totals = over_all(counted)
+    for code in codes:
+        idcs = [idc for idc, it in counted.items() if code in it.by_region]
+        it = totals[code]
+        largest = f"{names.get(it.largest_key, it.largest_key)} ({it.largest:,})"
+        table.add_row(code, ", ".join(idcs), f"{it.places:,}", f"{it.population:,}", largest)
     stdout().print(table)
 
 

@@ -47,7 +47,7 @@ def make_folder(data_dir: Path | None) -> Path:
 
 @asynccontextmanager
 async def running_stack(
-    data_dir: Path, policy: Path | None = None, idcs: Sequence[str] = ()
+    data_dir: Path, policy: Path | None = None, idcs: Sequence[str] = (), jobs: Sequence[str] = ()
 ) -> AsyncGenerator[StackFile]:
     """Starts the stack and stops it in the end; its progress lines go to stderr.
 
@@ -55,12 +55,14 @@ async def running_stack(
         data_dir: Where it keeps its data.
         policy: What it begins with; the demo's when not given.
         idcs: Those to run; the policy's when not given.
+        jobs: Modules whose jobs run in each.
 
     Raises:
         CommandFailed: The stack did not come up; what it said is on stderr already.
     """
     command = [sys.executable, "-m", "regiongate.cli.main", "up", "--data-dir", str(data_dir)]
     command += ["--policy", str(policy or policy_file()), "--idcs", ",".join(idcs)]
+    command += [word for module in jobs for word in ("--jobs", module)]
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
     try:
         await _wait_ready(process, data_dir / NAME)

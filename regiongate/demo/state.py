@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from runtime.stack_file import StackFile
 
 
+NEW_IDC = "lon"
+"""Where the rows go whose country gets a law of its own."""
+ENTRY_IDC = "fra"
+"""Whose gateway takes the demo's orders."""
+
+
 @dataclass(slots=True)
 class Demo:
     """One run."""
@@ -28,6 +34,8 @@ class Demo:
     faults: list[str] = field(default_factory=list)
     rollout_trace: str = ""
     """Id of the trace that the change of law has begun."""
+    put_back: int = 0
+    """Places that clients had written over, and that are as in the data file again."""
 
     def entry(self, idc: str) -> str:
         """Address of the IDC's gateway."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import regiongate
 from policy.errors import RegiongateError
+from regiongate.demo.load import write_places
 from regiongate.demo.places import DATASET
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Traffic:
             self._places[place.region_code].append(place)
         self._taken: Counter[str] = Counter()
         self._acknowledged: dict[tuple[str, str], int] = {}
+        self._written: dict[str, dict[str, Place]] = defaultdict(dict)
+        """RegionCode -> key -> place, as the data file has it."""
         self._stop = asyncio.Event()
         self.seen = Seen()
 
@@ -112,6 +115,18 @@ class Traffic:
                 lost += isinstance(row, Exception) or row.values["population"] < number
         return lost
 
+    async def put_back(self, entries: Mapping[str, str]) -> int:
+        """Writes what the data file says of each place that was written over; returns how many these were.
+
+        Raises:
+            RegiongateError: What the first write that failed failed with.
+        """
+        idcs = {them.region_code: them.idc for them in CALLERS}
+        for region_code, places in self._written.items():
+            async with regiongate.connect(entries[idcs[region_code]]) as client:
+                await write_places(client, list(places.values()), lambda _: None)
+        return sum(map(len, self._written.values()))
+
     def _own_places(self, region_code: str) -> list[Place]:
         start = self._taken[region_code]
         self._taken[region_code] += KEYS_OF_A_WRITER
@@ -122,6 +137,7 @@ class Traffic:
             if self._stop.is_set():
                 return
             place = places[number % len(places)]
+            self._written[place.region_code][place.key] = place
             began = time.perf_counter()
             try:
                 await client.put(DATASET, place.region_code, place.key, {**place.values, "population": number})

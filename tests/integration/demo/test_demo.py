@@ -41,8 +41,10 @@ def test_the_demo_ends_with_every_row_where_its_law_says():
         assert rule in done.stdout
     assert "sin gateway" in done.stdout, "the trace crosses from sin"
     assert "db.read" in done.stdout
-    for seen in ("+  lon: {jurisdiction: UK}", "moved: 5 shards of GB from fra to lon", "move.purging"):
+    for seen in ("+  lon: {jurisdiction: UK}", "moved: 5 shards of GB from fra to lon", "move.purging", "job.batch"):
         assert seen in done.stdout
+    rollout = re.findall(r"^trace ([0-9a-f]{32})", done.stdout, re.MULTILINE)[1]
+    assert f"linked to trace {rollout[:8]}" in done.stdout
     facts = {
         words[0]: words[-1] for line in done.stdout.splitlines() if len(words := re.split(r"\s{2,}", line.strip())) > 1
     }
@@ -51,6 +53,10 @@ def test_the_demo_ends_with_every_row_where_its_law_says():
     assert facts["calls during the moves"].endswith("errors: none")
     assert facts["shards moved to lon"].startswith("32, ")
     assert "all sound" in facts["audit trail"]
+    assert facts["figures counted by the job"] == "245 countries, all equal, to the unit"
+    handled, runs = map(int, re.findall(r"\d+", facts["changes that it handled"].replace(",", "")))
+    assert handled > 69_472
+    assert runs > len(POLICY.idcs), "the rollout ends runs, and others follow them"
 
 
 async def test_law_l1_a_row_in_the_wrong_database_is_found(stack: RunningStack):

@@ -41,6 +41,16 @@ def test_a_span_whose_parent_was_lost_is_a_root() -> None:
     assert [root.span.span_id for root in roots] == ["2"]
 
 
+def test_a_span_says_what_it_is_linked_to_or_shared_with() -> None:
+    links = ("b" * 32 + "-1", "b" * 32 + "-2", "c" * 32 + "-3")
+    shared = span("2", "1", "db.read", "fra", 0, 1, links=links)
+    caused = span("1", "", "job.run", "fra", 0, 2, links=links)
+    assert [line.details for line in lay_out(build_tree([caused, shared]))] == [
+        "linked to trace bbbbbbbb, cccccccc",
+        "shared with 3 other calls",
+    ]
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 50), st.integers(0, 50)), max_size=12))
 def test_each_span_is_drawn_at_most_once_and_bars_fit(shapes: list[tuple[int, int, int, int]]) -> None:
     spans = [span(str(own), str(parent), "x", "fra", at, at + took) for own, parent, at, took in shapes if own > parent]
