@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from policy.errors import ClaimLost, RegiongateError, Unavailable
+from policy.errors import ClaimLost, DatabaseUnavailable, RegiongateError, Unavailable
 from regionjobs.batch import Content
 from regionjobs.definition import Kind
 from regionjobs.failing import Verdict
@@ -185,6 +185,8 @@ class ShardPass:
         """Up to here everything is to be handled in this pass."""
         self._held: Claim | None = None
         self._seq = 0
+        self._limit = self._job.batch_size
+        """Rows of the next page; fewer after one that could not be read."""
         self._may_have_replays = False
         self._passage: Passage | None = None
         self._lot: PageLot | None = None
@@ -268,13 +270,19 @@ class ShardPass:
             # A batch job without a firing was only called to try rows again.
             return False
         ahead, self._next_page = self._next_page, None
-        page = await (ahead or self._scanner.read(held, self._seq, self._job.batch_size))
+        try:
+            page = await (ahead or self._scanner.read(held, self._seq, self._limit))
+        except DatabaseUnavailable:
+            # Perhaps the rows are so large that so many take too long: fewer will do.
+            self._limit = max(1, self._limit // 2)
+            raise
+        self._limit = min(self._limit * 2, self._job.batch_size)
         reaches = page.through_seq
         is_end = reaches >= self._goal
         self._lot = PageLot(held, page, after=self._seq, ends=firing if is_end else None)
         self._passage = Passage(self._handling, self._lot)
         if not is_end:
-            self._next_page = asyncio.create_task(self._scanner.read(held, reaches, self._job.batch_size))
+            self._next_page = asyncio.create_task(self._scanner.read(held, reaches, self._limit))
         return True
 
     async def _handle(self) -> float | None:
