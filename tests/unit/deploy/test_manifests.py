@@ -326,6 +326,17 @@ def test_the_example_of_a_job_loads_where_runners_look_for_it() -> None:
     assert told.stdout == "count_changes\n", told.stderr
 
 
+def test_the_page_names_the_oldest_kubernetes_and_every_secret() -> None:
+    page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| Kubernetes | {VERSIONS[0]} or newer" in page
+    for overlay, name in EVERY_WORKLOAD:
+        secrets = {each["secret"]["secretName"] for each in pod_of(overlay, name)["volumes"] if "secret" in each}
+        for each in container_of(overlay, name)["env"]:
+            if "secretKeyRef" in each.get("valueFrom", {}):
+                secrets.add(each["valueFrom"]["secretKeyRef"]["name"])
+        assert all(f"\n| `{secret}` | " in page for secret in secrets), secrets
+
+
 def test_every_file_is_used_and_tidy() -> None:
     files = [path for path in FOLDER.rglob("*") if path.suffix in {".yaml", ".env"}]
     for path in files:
