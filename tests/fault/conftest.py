@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.job_attacks import Fleet, fleet_over
 from tests.support.law_stack import LawStack, running_law_stack
 from tests.support.move_stack import MoveStack, running_move_stack
 
@@ -46,3 +47,17 @@ async def moves(shared_moves: MoveStack) -> AsyncIterator[MoveStack]:
     yield shared_moves
     await shared_moves.heal()
     await shared_moves.check_rest()
+
+
+@pytest.fixture(scope="module")
+def shared_fleet(shared_moves: MoveStack) -> Iterator[Fleet]:
+    """Job runners over that stack, for one module of tests."""
+    with fleet_over(shared_moves) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def fleet(moves: MoveStack, shared_fleet: Fleet) -> Fleet:
+    """The runners, all awake and ready, on a stack at rest."""
+    await shared_fleet.muster()
+    return shared_fleet

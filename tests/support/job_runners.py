@@ -144,7 +144,12 @@ class JobRunner:
 
     async def ready(self, seconds: float = START_SECONDS) -> None:
         """Waits until it can do all of its work."""
-        await until(self._is_ready, seconds, f"{self.name} is not ready")
+        try:
+            await until(self._is_ready, seconds, "")
+        except AssertionError as error:
+            if not str(error).startswith(self.name):
+                error = AssertionError(f"{self.name} is not ready: {await self.health()}\n{self.log[-3000:]}")
+            raise error from None
 
     async def _is_ready(self) -> bool:
         assert self.is_running, f"{self.name} has ended with {self.process.returncode}:\n{self.log[-3000:]}"

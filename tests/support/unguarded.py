@@ -131,6 +131,47 @@ def switch() -> None:
     take(Ledger, "write_guarded", unasked)
 
 
+def sessions() -> None:
+    """Law L5: a runner goes on with what it has begun, whether it has a session, and the shard, or not."""
+    from regionjobs.job_loop import JobLoop
+
+    take(JobLoop, "_still", lambda *_: True)
+    take(JobLoop, "_end_if_changed", lambda *_: False)
+
+
+def ending() -> None:
+    """Runners leave the connections of those that are gone alone."""
+    from regionjobs.runner import Runner
+
+    async def nothing(_: Runner) -> None:
+        return
+
+    take(Runner, "_end_lost_sessions", nothing)
+
+
+def _advance_without(condition: str, substitute: str) -> None:
+    from rowstore.jobs import offsets
+
+    statement: str = offsets._ADVANCE
+    assert condition in statement
+    take(offsets, "_ADVANCE", statement.replace(condition, substitute))
+
+
+def token() -> None:
+    """Law L5: a commit does not look whether somebody else has taken the shard."""
+    _advance_without("o.token = $4", "o.token >= 0 * $4::bigint")
+
+
+def position() -> None:
+    """Law L5: a commit does not look whether the offset is where the batch began."""
+    _advance_without("o.seq = $11", "o.seq >= 0 * $11")
+
+
+def job_fence() -> None:
+    """Laws L1 and L5: a commit does not look whether this IDC serves the shard."""
+    _advance_without("f.epoch = $5 AND f.mode IN ('serving', 'draining')", "f.epoch >= 0 * $5::bigint")
+
+
 GUARDS: Mapping[str, Callable[[], None]] = {
     "fence": fence,
     "requests": requests,
@@ -141,6 +182,11 @@ GUARDS: Mapping[str, Callable[[], None]] = {
     "owners-judgement": owners_judgement,
     "attempts": attempts,
     "switch": switch,
+    "sessions": sessions,
+    "ending": ending,
+    "token": token,
+    "position": position,
+    "job-fence": job_fence,
     "nothing": lambda: None,
 }
 
