@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from policy.errors import DatabaseUnavailable, InvalidJob
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from sqlalchemy import Connection as SyncConnection
+    from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 _MAY_COMMIT: Final = "regiongate_may_commit"
 _WAS_ENDED: Final = "regiongate_was_ended"
+_IS_OUT: Final = "regiongate_is_out"
 """What a connection is told of the batch at hand."""
 _ENDS_TRANSACTION: Final = re.compile(
     r"\s*(commit|end|abort|rollback(?!\s+(work\s+|transaction\s+)?to\b)|prepare\s+transaction)\b", re.IGNORECASE
@@ -97,6 +100,9 @@ class Effects:
             failure = translate(error)
             if not self.driver.is_closed():
                 failure = InvalidJob("the handler has left something at work on the connection", field_name="handler")
+        except asyncpg.UndefinedTableError:
+            # Our tables are there: the shard was claimed in them.
+            failure = InvalidJob("the handler has set another search_path", field_name="handler")
         except DRIVER_ERRORS as error:
             failure = translate(error)
         raise failure
@@ -128,6 +134,7 @@ class EffectConnections:
             hide_parameters=True,
         )
         listened = self._engine.sync_engine
+        event.listen(listened, "checkout", _refuse_strange)
         event.listen(listened, "commit", _refuse_commit)
         event.listen(listened, "rollback", _note_rollback)
         event.listen(listened, "before_cursor_execute", _refuse_statement)
@@ -155,6 +162,7 @@ class EffectConnections:
             if effects.was_used:
                 # Settings, locks and cursors that the handler has left behind are not for the next batch.
                 await effects.driver.reset(timeout=_END_SECONDS)
+            raw.info.pop(_IS_OUT, None)
             # Back into the pool.
             await connection.close()
         except (*DRIVER_ERRORS, SQLAlchemyError):
@@ -170,6 +178,14 @@ class EffectConnections:
     async def close(self) -> None:
         """Ends all connections."""
         await self._engine.dispose()
+
+
+def _refuse_strange(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """A connection that a handler has closed lies in the pool with all that was left on it; the pool makes another."""
+    driver: Any = connection.driver_connection
+    if record.info.get(_IS_OUT) or driver.is_closed():
+        raise DisconnectionError
+    record.info[_IS_OUT] = True
 
 
 def _not_the_handlers() -> InvalidJob:
@@ -206,7 +222,7 @@ async def _end(connection: AsyncConnection, driver: asyncpg.Connection | None) -
 
     The driver's first: what a handler has left at work on it would hold up the rest, and its place in the pool.
     """
-    if driver is not None:
+    if driver is not None and not connection.closed:
         driver.terminate()
     for step in (connection.invalidate, connection.close):
         with contextlib.suppress(SQLAlchemyError, *DRIVER_ERRORS):

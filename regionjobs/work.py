@@ -119,7 +119,6 @@ class Passage:
         self._on_poison = OnPoison.SET_ASIDE if lot.is_replay else self._job.on_poison
         failures = lot.lead.failures
         self._parts = whole(lot.count, failures=failures, attempts=self._job.retry.attempts)
-        self._attempt = failures + 1
         self._took = 0.0
 
     async def go(self) -> tuple[Verdict, float]:
@@ -157,7 +156,7 @@ class Passage:
             handling.context,
             lot.content(part),
             lot.steps(part),
-            attempt=self._attempt,
+            attempt=part.failures + 1,
             still=lambda: handling.still(lot),
             finish=lot.finish(part),
         )
@@ -202,13 +201,11 @@ class Passage:
         if result.outcome is Outcome.PASSING:
             # Perhaps a commit whose answer was lost: only the database knows where the shard stands.
             return Verdict.GIVE_UP, 0.0
-        self._attempt += 1
         return Verdict.AGAIN, self._job.retry.pause(self._parts[0].failures)
 
     def _next(self, part: Part, verdict: Verdict) -> float:
         if verdict is not Verdict.NEXT:
             return 0.0
-        self._attempt = 1
         return self._handling.rest(part.stop - part.start, self._took)
 
     def _count(self, part: Part) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from regionjobs.definition import forget_registered
+from tests.support.job_failures import SHARDS, failure_site, prepare_shards
 from tests.support.job_runner_site import prepare_template, runner_site
 from tests.support.policy_fixtures import etcd
 from tests.support.postgres import postgres_server
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from runtime.embedded.etcd import EmbeddedEtcd
     from runtime.embedded.postgres import EmbeddedPostgres
+    from tests.support.job_failures import FailureSite
     from tests.support.job_runner_site import RunnerSite
 
 __all__ = ["etcd", "postgres_server"]
@@ -43,6 +45,25 @@ async def asia(
 ) -> AsyncIterator[RunnerSite]:
     """The published example: sha has shards 1 and 2 of SG, sin has shard 0."""
     async with runner_site(etcd.endpoint, postgres_server, runner_template, "sha", "sin") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shard_database(postgres_server: EmbeddedPostgres) -> str:
+    """URL of a database with many shards."""
+    return asyncio.run(prepare_shards(postgres_server))
+
+
+@pytest.fixture(scope="session")
+def free_shards() -> Iterator[int]:
+    """Numbers of its shards that no test has had."""
+    return iter(range(SHARDS))
+
+
+@pytest.fixture
+async def failing(shard_database: str, free_shards: Iterator[int]) -> AsyncIterator[FailureSite]:
+    """A shard of one's own, for handlers that fail."""
+    async with failure_site(shard_database, next(free_shards)) as made:
         yield made
 
 
