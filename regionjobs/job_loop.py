@@ -65,7 +65,6 @@ class JobLoop:
         self.pace = Pace(job.rate, job.yield_above)
         self._select = job.source.bind(parts.database) if job.source else None
         self._is_registered = False
-        self._left_stuck: set[datetime] = set()
         self._links: tuple[str, ...] = ()
         """Traces of what ended the last run."""
         self._stopping = asyncio.Event()
@@ -138,12 +137,8 @@ class JobLoop:
     def _choose(self, waiting: Sequence[Firing]) -> Firing | None:
         """The firing to work for: the newest, whose pass counts for older ones, too; with RUN_ALL one by one."""
         if not waiting:
-            self._left_stuck.clear()
             return None
-        if self._job.misfire is not Misfire.RUN_ALL:
-            return waiting[-1]
-        fresh = [firing for firing in waiting if firing.scheduled_time not in self._left_stuck]
-        return fresh[0] if fresh else waiting[0]
+        return waiting[0] if self._job.misfire is Misfire.RUN_ALL else waiting[-1]
 
     async def _find(self, share: Share, firing: datetime | None, *, is_batch: bool) -> list[PendingShard]:
         """Shards of the share with work, those with rows to be tried again first."""
@@ -213,7 +208,7 @@ class JobLoop:
         await runs.start(self._fetch, record)
         self._say(f"runs over {len(share)} shards by policy revision {table.policy.revision}")
         metrics.RUNNING.labels(name).set(1)
-        watcher = asyncio.create_task(self._watch(run, share, firing, record, handling), name=f"job-{name}-watch")
+        watcher = asyncio.create_task(self._watch(run, share, record, handling), name=f"job-{name}-watch")
         result, reason = RunResult.FAILED, "broken"
         try:
             result = await run.go(self._parts.drain.total_seconds())
@@ -242,12 +237,16 @@ class JobLoop:
 
     def _make_run(self, table: RoutingTable, share: Share, handling: Handling) -> Run:
         is_batch = self._job.kind is Kind.BATCH
-        runner, firing = self._parts.membership.runner, handling.context.scheduled_time
+        runner = self._parts.membership.runner
         regions = frozenset(shard.region_code for shard in share)
         found: dict[ShardKey, PendingShard] = {}
 
         async def find() -> list[tuple[ShardKey, int]]:
+            firing = handling.firing
             pending = await self._find(share, firing, is_batch=is_batch)
+            if firing != handling.context.scheduled_time:
+                # Without an await before the works learn of their new goals: no pass ends too early.
+                handling.context = replace(handling.context, scheduled_time=firing)
             if self._select is not None:
                 found.clear()
             found.update({(it.region_code, it.shard): it for it in pending})
@@ -291,26 +290,27 @@ class JobLoop:
         route = table.route(shard.region_code, shard.shard)
         return route is not None and route.idc == self._parts.idc and route.epoch == shard.epoch
 
-    async def _watch(
-        self, run: Run, share: Share, firing: Firing | None, record: RunRecord, handling: Handling
-    ) -> None:
+    async def _watch(self, run: Run, share: Share, record: RunRecord, handling: Handling) -> None:
         """Ends the run when something that it rests on changes; tells now and then how far it is."""
         now = asyncio.get_running_loop().time
         look_at, tell_at = now(), now() + TELL_SECONDS
         while True:
-            events = (self._parts.follower.changed, self._parts.membership.changed, self._stopping)
+            ordered = self._parts.bell.ordered
+            events = (self._parts.follower.changed, self._parts.membership.changed, self._stopping, ordered)
             if self._end_if_changed(run, share):
                 return
             try:
                 if now() >= look_at:
                     look_at = now() + POLL_SECONDS
-                    await self._end_if_ordered(run, firing)
+                    await self._follow_orders(run, handling)
                 if now() >= tell_at:
                     tell_at = now() + TELL_SECONDS
                     await runs.tell(self._fetch, _tallied(record, handling))
             except RegiongateError as error:
                 log.info("run not looked after", job=self._job.name, why=str(error))
             await wait_any(events, look_at - now())
+            if ordered.is_set():
+                look_at = now()
 
     def _end_if_changed(self, run: Run, share: Share) -> bool:
         table, membership = self._parts.follower.table, self._parts.membership
@@ -338,16 +338,17 @@ class JobLoop:
         records = (known.get((shard.region_code, shard.shard)) for shard in sorted(shards))
         return tuple(dict.fromkeys(it.record.traceparent for it in records if it and it.record.traceparent))
 
-    async def _end_if_ordered(self, run: Run, firing: Firing | None) -> None:
+    async def _follow_orders(self, run: Run, handling: Handling) -> None:
         record = await registry.get(self._fetch, self._job.name)
         if record is None or record.is_paused:
             run.end("paused")
-        elif firing is not None and run.is_stuck:
-            waiting = await firings.open_firings(self._fetch, self._job.name)
-            if any(it.scheduled_time > firing.scheduled_time for it in waiting):
-                # What is stuck must not keep the rest from its next pass.
-                self._left_stuck.add(firing.scheduled_time)
-                run.end("what is left only fails, and a newer firing is due")
+        elif self._job.kind is Kind.BATCH and run.is_holding_up:
+            # What is left must not keep the rest from its next pass: this run makes that one, too.
+            waiting, known = await firings.open_firings(self._fetch, self._job.name), handling.firing
+            newer = self._choose([it for it in waiting if known is None or it.scheduled_time > known])
+            if newer is not None:
+                handling.firing = newer.scheduled_time
+                run.look()
 
     async def _tell_end(self, record: RunRecord, handling: Handling, span: Span | None) -> None:
         told = _tallied(record, handling)

@@ -35,6 +35,8 @@ LOOK_SHARE: Final = 5.0
 """Times as long as a look has taken, until the bell may cause the next one."""
 END_SECONDS: Final = 5.0
 """How long a handler that was cut short may take to notice it."""
+LONG_SECONDS: Final = 1.0
+"""When no batch of a run has been done for so long, it counts as not getting on."""
 MAX_AT_HAND: Final = 256
 """Pieces of work that a run has at hand; more are found when these become few."""
 
@@ -90,14 +92,18 @@ class Run:
         self._works: dict[ShardKey, Work] = {}
         self._ready_at: dict[ShardKey, float] = {}
         self._tasks: dict[asyncio.Task[float | None], ShardKey] = {}
+        self._nudged = asyncio.Event()
         self._cancelled = False
         self._has_more = False
         self.reason = ""
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether all that is left only waits for its next try."""
-        return bool(self._works) and not self._tasks
+    def is_holding_up(self) -> bool:
+        """Whether what is left keeps others from a next pass: a RegionCode is through, or nothing gets on."""
+        if not self._works or self._has_more:
+            return False
+        is_through = not self._regions <= {region_code for region_code, _ in self._works}
+        return is_through or time.monotonic() > self._handling.got_on + LONG_SECONDS
 
     @property
     def is_ending(self) -> bool:
@@ -113,6 +119,10 @@ class Run:
             self._cancelled = True
             for task in self._tasks:
                 task.cancel()
+
+    def look(self) -> None:
+        """Lets it look for work soon."""
+        self._nudged.set()
 
     async def go(self, drain: float) -> RunResult:
         """Runs; `drain` is how many seconds batches at work have to finish once the run is to end."""
@@ -134,6 +144,9 @@ class Run:
         look_at = again_at = 0.0
         while not stopping.is_set():
             rung = self._bell.rung
+            if self._nudged.is_set():
+                self._nudged.clear()
+                look_at = 0.0
             is_short = not self._works if is_batch else self._has_more and len(self._works) < MAX_AT_HAND // 2
             if time.monotonic() >= look_at or is_short:
                 began = time.monotonic()
@@ -183,7 +196,7 @@ class Run:
         if self._handling.rests_until > now:
             waits = [max(self._handling.rests_until, min(waits))]
         timeout = max(0.0, min(waits) - now)
-        events = [asyncio.ensure_future(self._handling.context.stopping.wait())]
+        events = [asyncio.ensure_future(it.wait()) for it in (self._handling.context.stopping, self._nudged)]
         if watches_bell:
             events.append(asyncio.ensure_future(rung.wait()))
         try:

@@ -97,6 +97,10 @@ class Handling:
         self.pace = pace
         self.still = still
         self.tally = Tally()
+        self.firing = context.scheduled_time
+        """The firing that work is looked for; the context follows with the next look."""
+        self.got_on = time.monotonic()
+        """When a batch was last done."""
         self.rests_until = float("-inf")
         """No batch of the run begins before (`time.monotonic`): to keep its rate, or to let others pass."""
 
@@ -211,6 +215,7 @@ class Passage:
     def _count(self, part: Part) -> None:
         tally, lot, name = self._handling.tally, self._lot, self._job.name
         tally.batches += 1
+        self._handling.got_on = time.monotonic()
         tally.rows += part.stop - part.start
         for held, advance in lot.steps(part):
             if advance.rows:
