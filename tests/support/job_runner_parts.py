@@ -6,15 +6,18 @@ import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from policy.follower import Follower
+from regiongate.cli.job_gateway import JobGateway
 from regionjobs.bell import Bell
 from regionjobs.connections import EffectConnections
 from regionjobs.job_loop import JobLoop
 from regionjobs.membership import Membership
 from regionjobs.parts import RunnerParts
+from regionjobs.runner import Runner
 from regionjobs.scheduler import Scheduler
+from regionjobs.settings import RunnerSettings
 from rowstore.database import Database
 from runtime.etcd import EtcdClient
 from runtime.telemetry.tracing import Tracing
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from policy.records import Keys
     from regionjobs.definition import Job
     from rowstore.database import DatabaseSettings
+    from runtime.telemetry.http import Readiness
 
 CLAIM: Final = "SET token = o.token + 1"
 PAGE: Final = "rows_customers"
@@ -120,7 +124,7 @@ async def running_runner(
     tracing: Tracing | None = None,
     sdk: Any = None,
     drain: float = 5.0,
-    ttl: float = 3.0,
+    ttl: float = 10.0,
 ) -> AsyncIterator[SiteRunner]:
     """A runner that has a session, and has seen a revision of etcd, until the block ends.
 
@@ -180,3 +184,42 @@ async def _looping(parts: RunnerParts, database: SteppedDatabase, jobs: Sequence
         results = await asyncio.gather(*background, *runner.tasks, return_exceptions=True)
         broken = [it for it in results if isinstance(it, Exception) and not isinstance(it, asyncio.CancelledError)]
         assert not broken, broken
+
+
+class WholeRunner(NamedTuple):
+    """A runner, and the task in which it serves."""
+
+    runner: Runner
+    serving: asyncio.Task[None]
+
+    @property
+    def readiness(self) -> Readiness:
+        """What `/readyz` would say."""
+        return self.runner.readiness()
+
+    def loop(self, job: str) -> JobLoop:
+        """That of one job."""
+        return next(loop for loop in self.runner.loops if loop.job.name == job)
+
+
+@asynccontextmanager
+async def serving_runner(
+    endpoint: str, keys: Keys, idc: str, jobs: Sequence[Job], *, url: str, tracing: Tracing | None = None
+) -> AsyncIterator[WholeRunner]:
+    """A whole runner, as its process has it, until the block ends; it may still be starting."""
+    cluster = keys.root.split("/")[2]
+    described: dict[str, Any] = {"idc": idc, "database_url": url, "cluster": cluster, "etcd_endpoints": endpoint}
+    described |= {"batch_connections": 8, "lease_ttl": 10}
+    runner_settings = RunnerSettings(**described)
+    tracing = tracing or Tracing("runner", idc, 0.0, None)
+    stop = asyncio.Event()
+    async with EtcdClient(runner_settings.etcd_settings()) as client:
+        runner = Runner(
+            runner_settings, jobs, name="whole", client=client, keys=keys, tracing=tracing, door=JobGateway()
+        )
+        serving = asyncio.create_task(runner.serve(stop))
+        try:
+            yield WholeRunner(runner, serving)
+        finally:
+            stop.set()
+            await asyncio.wait_for(serving, 30)

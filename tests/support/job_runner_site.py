@@ -27,7 +27,7 @@ from rowstore.moving.model import ShardDigest
 from rowstore.schema import ensure_datasets, migrate
 from runtime.etcd import EtcdClient, put_op
 from tests.support.cluster import settings
-from tests.support.job_runner_parts import SiteRunner, running_runner
+from tests.support.job_runner_parts import SiteRunner, WholeRunner, running_runner, serving_runner
 from tests.support.postgres import create_database
 from tests.support.row_databases import MovePair, RowDatabase, row_database, until
 
@@ -180,19 +180,19 @@ class RunnerSite:
 
     async def put(self, code: str, *keys: str, delete: bool = False, ring: bool = True) -> list[int]:
         """Writes rows where they belong; returns their sequences."""
-        written: list[int] = []
+        writes: dict[str, list[RowWrite]] = {}
+        shards = self.policy.regions[code].shards
         for key in keys:
-            shard = shard_of(key, self.policy.regions[code].shards)
-            record = self.records[code, shard]
+            record = self.records[code, shard_of(key, shards)]
             values = None if delete else {"name": key, "spend": 1}
-            write = RowWrite(code, shard, record.epoch, key, values)
-            written += [
-                it.version
-                for it in await self.idcs[record.owner].store.write(self.policy.datasets["customers"], [write])
-            ]
+            writes.setdefault(record.owner, []).append(RowWrite(code, shard_of(key, shards), record.epoch, key, values))
+        written: dict[str | int, int] = {}
+        for owner, mine in writes.items():
+            outcomes = await self.idcs[owner].store.write(self.policy.datasets["customers"], mine)
+            written |= {write.key: outcome.version for write, outcome in zip(mine, outcomes, strict=True)}
             if ring:
-                await self.idcs[record.owner].database.fetch("SELECT pg_notify($1, '')", registry.DOORBELL)
-        return written
+                await self.idcs[owner].database.fetch("SELECT pg_notify($1, '')", registry.DOORBELL)
+        return [written[key] for key in keys]
 
     async def fill(self, code: str, each: int, prefix: str = "k") -> None:
         """So many rows in each shard of a RegionCode."""
@@ -285,6 +285,13 @@ class RunnerSite:
         """A runner, until the block ends; see `tests.support.job_runner_parts.running_runner`."""
         options = {"url": self.idcs[idc].url} | options
         async with running_runner(self.endpoint, self.keys, idc, jobs, seen=self.revision, **options) as runner:
+            yield runner
+
+    @asynccontextmanager
+    async def whole_runner(self, idc: str, *jobs: Job, **options: Any) -> AsyncIterator[WholeRunner]:
+        """A runner with all that its process has; see `tests.support.job_runner_parts.serving_runner`."""
+        options = {"url": self.idcs[idc].url} | options
+        async with serving_runner(self.endpoint, self.keys, idc, jobs, **options) as runner:
             yield runner
 
 
