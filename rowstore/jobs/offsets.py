@@ -196,9 +196,10 @@ SELECT {SET_ASIDE_COLUMNS} FROM job_set_aside
 WHERE job = $1 AND region_code = $2 AND shard = $3 AND is_replay_wanted ORDER BY seq LIMIT $4
 """  # noqa: S608 (constants)
 
+# IS TRUE keeps the shards in a hash table of their own: as a join, each row could be compared with each shard.
 _REPLAYS_AMONG: Final = f"""
 SELECT {SET_ASIDE_COLUMNS} FROM job_set_aside
-WHERE job = $1 AND is_replay_wanted AND (region_code, shard) IN (SELECT * FROM unnest($2::text[], $3::int[]))
+WHERE job = $1 AND is_replay_wanted AND ((region_code, shard) IN (SELECT * FROM unnest($2::text[], $3::int[]))) IS TRUE
 ORDER BY job, region_code, shard, seq LIMIT $4
 """  # noqa: S608 (constants)
 

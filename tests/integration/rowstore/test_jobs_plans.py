@@ -26,7 +26,10 @@ SELECT 'R' || r, s, 1, 'serving', 5 FROM generate_series(0, 99) AS r, generate_s
 INSERT INTO job_offsets (job, region_code, shard, seq, runner)
 SELECT 'j' || j, 'R' || r, s, 5, 'one.1'
 FROM generate_series(0, 9) AS j, generate_series(0, 99) AS r, generate_series(0, 99) AS s;
+INSERT INTO job_set_aside (job, region_code, shard, seq, key, attempts, error_class, error, is_replay_wanted)
+SELECT 'j0', 'R' || r, 1, i, 'k', 1, 'E', 'e', true FROM generate_series(0, 99) AS r, generate_series(1, 10) AS i;
 """
+ASIDE = 1000
 
 
 async def plan_of(connection: asyncpg.Connection, statement: str) -> dict[str, Any]:
@@ -74,8 +77,10 @@ CASES: dict[str, tuple[str, list[object], int]] = {
     ),
     "failure": (offsets._FAILED, ["j0", "R1", 1, 0, 1, "E"], 30),
     "close": (ON_CLOSE, ["R1", 1], 40),
-    "replays wanted": (offsets._REPLAYS_WANTED, ["j0", REGIONS], 30),
-    "replay": (registry._REPLAY, ["j0", ""], 30),
+    "replays wanted": (offsets._REPLAYS_WANTED, ["j0", REGIONS], 10 * ASIDE),
+    "replays among": (offsets._REPLAYS_AMONG, ["j0", *SHARDS[:2], 10_000], 3 * ASIDE),
+    "replay": (registry._REPLAY, ["j0", ""], 20 * ASIDE),
+    "set aside": (registry._SET_ASIDE, ["j0", "", 10_000], 5 * ASIDE),
     "resume": (registry._RESUME, ["j0"], 2 * FENCES),
 }
 

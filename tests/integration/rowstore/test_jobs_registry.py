@@ -169,6 +169,9 @@ async def test_law_l5_a_replay_is_done_once(home: RowDatabase) -> None:
     assert await offsets.replays_wanted(fetch, JOB, ["FR"]) == []
     rows = await offsets.replays(fetch, JOB, held, 2)
     assert [row.key for row in rows] == ["a", "b"]
+    other = await take(home, shard=1)
+    assert await offsets.replays_among(fetch, JOB, [other, held], 2) == rows
+    assert await offsets.replays_among(fetch, JOB, [other], 2) == []
 
     async def replay(row: SetAside) -> None:
         async with connected(home) as connection, connection.transaction():
