@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from regiongate.demo.places import Place
 
 KEYS_OF_A_WRITER = 60
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.02
 """Between two calls of one caller: people watch this on a laptop."""
 
 

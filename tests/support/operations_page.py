@@ -16,9 +16,11 @@ import gateway.call_metrics
 import gateway.crossings
 import gateway.metrics
 import policy.metrics
+import regionjobs.metrics
 from gateway.settings import GatewaySettings
 from policy.controller.settings import ControllerSettings
 from regiongate.cli.settings_options import default_text
+from regionjobs.settings import RunnerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from runtime.config import Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-METRIC_MODULES = (gateway.call_metrics, gateway.crossings, gateway.metrics, policy.metrics)
+METRIC_MODULES = (gateway.call_metrics, gateway.crossings, gateway.metrics, policy.metrics, regionjobs.metrics)
 
 
 def tables() -> dict[str, str]:
@@ -38,6 +40,7 @@ def tables() -> dict[str, str]:
         "settings of both": _table(head, shared),
         "settings of a gateway": _table(head, [row for row in in_gateway if row not in shared]),
         "settings of a controller": _table(head, [row for row in in_controller if row not in shared]),
+        "settings of a runner": _table(head, [row for row in _settings(RunnerSettings) if row not in shared]),
         "metrics": _table(("metric", "type", "labels", "meaning"), _metrics()),
     }
 
