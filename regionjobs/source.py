@@ -70,9 +70,11 @@ class AdoptedTable:
 
         async def select(after: int, limit: int) -> list[SourceRow]:
             records = await database.fetch(statement, after, limit, is_repeatable=True)
-            return [
+            found = [
                 SourceRow(it[self.position], it[self.region_code], it[self.key], dict(it.items())) for it in records
             ]
+            _check(found, after, limit)
+            return found
 
         return select
 
@@ -95,21 +97,37 @@ class CallableSource:
             found = [
                 SourceRow(_read(self.position, it), _read(self.region_code, it), _read(self.key, it), it) for it in rows
             ]
-            _check_order(found, after, limit)
+            _check(found, after, limit)
             return found
 
         return select
 
 
-def _check_order(rows: Sequence[SourceRow], after: int, limit: int) -> None:
-    """A source that breaks its promise would lose rows: better no batch than a wrong one."""
-    last = after
+def _check(rows: Sequence[SourceRow], after: int, limit: int) -> None:
+    """A source that breaks its promise would lose rows: better no batch than a wrong one.
+
+    What it gave is not quoted: it is of a row (law L1).
+    """
+    last: int = after
     for row in rows:
+        _check_types(row)
         if row.position <= last:
-            raise InvalidJob(f"select_batch returned position {row.position} after {last}", field_name="source")
+            raise InvalidJob(
+                "source: each position must be above the one before, and none given twice", field_name="source"
+            )
         last = row.position
     if len(rows) > limit:
-        raise InvalidJob(f"select_batch returned {len(rows)} rows of at most {limit}", field_name="source")
+        raise InvalidJob(f"source: {len(rows)} rows, where at most {limit} were asked for", field_name="source")
+
+
+def _check_types(row: SourceRow) -> None:
+    for name, value, is_right, words in (
+        ("position", row.position, isinstance(row.position, int), "a whole number"),
+        ("region_code", row.region_code, isinstance(row.region_code, str | None), "a text, or nothing"),
+        ("key", row.key, isinstance(row.key, str | int), "a text or a whole number"),
+    ):
+        if not is_right or isinstance(value, bool):
+            raise InvalidJob(f"source: {name} must be {words}, not {type(value).__name__}", field_name="source")
 
 
 def _read(how: str | Callable[[Any], Any], row: Any) -> Any:  # noqa: ANN401 (rows are whatever the source gives)
