@@ -117,6 +117,7 @@ class GlobalPass:
                 # It is gone, or at another position by now: nothing is left to be done.
                 await offsets.forget_set_aside(fetch, job.name, aside)
         if found:
+            found.sort(key=lambda it: it[1].position)
             self._lot = ReplayedLot(self._held, dict(self._offsets), found, job.name)
             self._passage = Passage(self._handling, self._lot)
 

@@ -41,6 +41,8 @@ log = structlog.get_logger("regionjobs")
 
 SLICE_SECONDS: Final = 1.0
 """How long one shard may keep a slot while others wait."""
+CLAIM_TRIES: Final = 3
+"""Pauses before a shard that cannot be taken is left alone until somebody looks for work again."""
 MAX_REPLAYS: Final = 100
 """Rows that were set aside and are tried again in one go."""
 
@@ -209,7 +211,8 @@ class ShardPass:
         try:
             while time.monotonic() < until and not self._handling.context.stopping.is_set():
                 if self._held is None and not await self._claim():
-                    return None
+                    # Its offset may be held by a commit that is on its way, though whoever made it is gone.
+                    return self._drop() if self._troubles < CLAIM_TRIES else None
                 if self._passage is None and self._may_have_replays:
                     await self._take_replays()
                 if self._passage is None and not await self._read():
