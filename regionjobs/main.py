@@ -64,7 +64,7 @@ async def _main(
                 keys=Keys(settings.cluster),
                 tracing=tracing,
                 door=door,
-                metrics_address=f"http://{settings.metrics_host}:{settings.metrics_port}",
+                metrics_address=_metrics_address(settings.metrics_host, settings.metrics_port),
             )
             async with await serve_telemetry(settings.metrics_host, settings.metrics_port, runner.readiness):
                 # What lives as long as the process is left out of every garbage collection.
@@ -75,6 +75,13 @@ async def _main(
         leaving.start()
     finally:
         await asyncio.to_thread(tracing.shutdown)
+
+
+def _metrics_address(host: str, port: int) -> str:
+    """Base URL of the metrics for others; empty where the settings name no address that they could use."""
+    if host in {"0.0.0.0", "::"} or not port:  # noqa: S104 (recognised, not bound)
+        return ""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _leave() -> None:
