@@ -333,4 +333,4 @@ def test_laws_l5_and_l1_hold_for_whatever_runners_and_moves_do(postgres_server: 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_laws_l5_and_l1_hold_for_longer_stories(postgres_server: EmbeddedPostgres) -> None:
-    _run(postgres_server, max_examples=1000, stateful_step_count=100)
+    _run(postgres_server, max_examples=300, stateful_step_count=80)

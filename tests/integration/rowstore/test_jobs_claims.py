@@ -116,15 +116,15 @@ async def test_a_commit_that_a_paused_runner_sits_on_holds_up_neither_claims_nor
 
 async def test_a_commit_that_a_paused_runner_sits_on_is_ended_by_the_server(home: RowDatabase) -> None:
     held = await take(home)
-    connection = await asyncpg.connect(home.url)
-    await connection.execute("BEGIN")
-    await enter(connection, held, [1, 2, 3])
-    await offsets.advance(connection.fetch, JOB, held, Advance(3, 3))
-    await home.set_fence(mode="closed")
-    # Closing waits for it, and is not refused.
-    await raise_tokens(home)
-    with pytest.raises(DRIVER_ERRORS):
-        await connection.execute("COMMIT")
+    async with connected(home) as connection:
+        await connection.execute("BEGIN")
+        await enter(connection, held, [1, 2, 3])
+        await offsets.advance(connection.fetch, JOB, held, Advance(3, 3))
+        await home.set_fence(mode="closed")
+        # Closing waits for it, and is not refused.
+        await raise_tokens(home)
+        with pytest.raises(DRIVER_ERRORS):
+            await connection.execute("COMMIT")
     assert await ledger(home) == []
     assert await offset(home) == (0, 2)
 

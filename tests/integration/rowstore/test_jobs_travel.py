@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import asyncpg
 import pytest
 
 from policy.errors import ClaimLost, DatabaseUnavailable, SchemaDiffers
@@ -267,11 +266,6 @@ async def test_closing_does_not_wait_for_a_batch_that_is_only_paused(homes: Move
     held = await work(homes)
     await homes.sender.begin_export(STEP)
     await homes.copy()
-    paused = await asyncpg.connect(homes.source.url)
-    await paused.execute("BEGIN")
-    await enter(paused, held, [4])
-    await offsets.advance(paused.fetch, JOB, held, Advance(4, after=3))
-    await homes.sender.drain(STEP)
 
     async def closes() -> bool:
         try:
@@ -280,8 +274,12 @@ async def test_closing_does_not_wait_for_a_batch_that_is_only_paused(homes: Move
             return False
         return True
 
-    await until(closes, "the shard is closed")
-    paused.terminate()
+    async with connected(homes.source) as paused:
+        await paused.execute("BEGIN")
+        await enter(paused, held, [4])
+        await offsets.advance(paused.fetch, JOB, held, Advance(4, after=3))
+        await homes.sender.drain(STEP)
+        await until(closes, "the shard is closed")
     await homes.copy(STEP, closed_at_seq=4)
     await homes.receiver.open(STEP)
     assert await ledger(homes.target) == [1, 2]
