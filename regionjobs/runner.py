@@ -76,7 +76,7 @@ class Runner:
         url = settings.database_url.get_secret_value()
         application = f"regiongate-runner-{settings.idc}"
         # Of this process alone, whatever its name.
-        session = f"regiongate-batch-{secrets.token_hex(8)}"
+        session = f"{runs.BATCH_APPLICATION}{secrets.token_hex(8)}"
         self._settings = settings
         self._jobs = tuple(jobs)
         self._door = door
@@ -277,8 +277,14 @@ class Runner:
     async def _end_lost_sessions(self) -> None:
         """Ends the batches of runners that are gone: one that is only paused may hold locks that others need."""
         membership, known = self._parts.membership, set[str]()
+        is_aware = False
         while True:
             changed = membership.changed
+            if not is_aware:
+                # Who was gone before we came. Nobody connects for a batch before its record is there to be seen.
+                with suppress(RegiongateError):
+                    known |= await runs.sessions(self._database.fetch)
+                    is_aware = True
             live = {record.session for record in membership.members.values() if record.session}
             # A view that lacks ourselves is no view: etcd has lost us, or we it.
             if membership.is_alive and (gone := known - live):

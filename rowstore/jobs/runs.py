@@ -49,10 +49,23 @@ DELETE FROM job_runs WHERE job = $1 AND result <> 'running' AND start_time < (
 """
 
 
+BATCH_APPLICATION: Final = "regiongate-batch-"
+"""Where the `application_name` of the connections of each runner's batches begins."""
+
+_SESSIONS: Final = """
+SELECT DISTINCT application_name FROM pg_stat_activity
+WHERE starts_with(application_name, $1) AND usename = current_user AND datname = current_database()
+"""
+
 _END_SESSIONS: Final = """
 SELECT count(*) FROM pg_stat_activity AS a, LATERAL pg_terminate_backend(a.pid) AS ended
 WHERE a.application_name = ANY ($1::text[]) AND a.usename = current_user AND a.datname = current_database()
 """
+
+
+async def sessions(fetch: Fetch) -> set[str]:
+    """By `application_name`: runners that have connections for batches."""
+    return {record[0] for record in await fetch(_SESSIONS, BATCH_APPLICATION)}
 
 
 async def end_sessions(fetch: Fetch, applications: Sequence[str]) -> int:

@@ -117,6 +117,27 @@ async def test_law_l5_rests_on_token_position_and_fence(
         await moves.rest()
 
 
+async def test_what_a_paused_runner_has_locked_is_free_for_a_runner_that_comes_when_it_is_gone(
+    moves: MoveStack, shared_fleet: Fleet
+) -> None:
+    """Its transaction is open, and has written what nobody may write twice: whoever does the work now waits for it."""
+    fleet, job = shared_fleet, "held-lock"
+    home, _ = await moves.ends()
+    await _put(moves, home)
+    await fleet.execute(home, f"CREATE UNIQUE INDEX once ON effects_ledger (shard, seq) WHERE job = '{job}'")
+    paused = await _hold(fleet, home, {job: ("nothing",)})
+    paused[job].pause()
+    await until(partial(_is_nobody_there, fleet, home), PATIENCE, "its session does not end")
+    module = fleet.write_module("held", HELD)
+    comer = await fleet.start(home, module, name="comer", environment={"TEST_JOBS": job})
+    # Of itself the transaction would stay open for as long as a batch may take, which is longer.
+    await until(partial(_are_handled, fleet, [job], TAKEN), PATIENCE, "it waits for one that is paused")
+    await comer.kill()
+    await paused[job].kill()
+    fleet.runners.clear()
+    await fleet.execute(home, "DROP INDEX once")
+
+
 async def _put(moves: MoveStack, door: str) -> None:
     async with regiongate.connect(moves.stack.gateway(door)) as client:
         for key in keys_of("held", 1):
@@ -150,6 +171,10 @@ async def _hold(fleet: Fleet, idc: str, jobs: dict[str, tuple[str, ...]]) -> dic
 async def _handled(fleet: Fleet) -> Counter[tuple[str, int]]:
     """How often each job has handled the row of each shard, in all ledgers."""
     return Counter((it.job, it.shard) for it in await fleet.entries() if it.key.startswith("held-"))
+
+
+async def _is_nobody_there(fleet: Fleet, idc: str) -> bool:
+    return not await fleet.sessions(idc)
 
 
 async def _are_handled(fleet: Fleet, jobs: Iterable[str], shard: int) -> bool:
