@@ -208,16 +208,20 @@ class JobLoop:
         await runs.start(self._fetch, record)
         self._say(f"runs over {len(share)} shards by policy revision {table.policy.revision}")
         metrics.RUNNING.labels(name).set(1)
-        watcher = asyncio.create_task(self._watch(run, share, record, handling), name=f"job-{name}-watch")
+        watchers = [
+            asyncio.create_task(self._watch(run, share), name=f"job-{name}-watch"),
+            asyncio.create_task(self._look_after(run, record, handling), name=f"job-{name}-look-after"),
+        ]
         result, reason = RunResult.FAILED, "broken"
         try:
             result = await run.go(self._parts.drain.total_seconds())
             reason = run.reason
         finally:
-            watcher.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             metrics.RUNNING.labels(name).set(0)
             metrics.RUNS.labels(name, result.value).inc()
-            await asyncio.gather(watcher, return_exceptions=True)
+            await asyncio.gather(*watchers, return_exceptions=True)
             await self._tell_end(replace(record, result=result, reason=reason), handling, span)
         if firing is not None and result is RunResult.DONE:
             await self._finish(firing, table)
@@ -290,27 +294,28 @@ class JobLoop:
         route = table.route(shard.region_code, shard.shard)
         return route is not None and route.idc == self._parts.idc and route.epoch == shard.epoch
 
-    async def _watch(self, run: Run, share: Share, record: RunRecord, handling: Handling) -> None:
-        """Ends the run when something that it rests on changes; tells now and then how far it is."""
-        now = asyncio.get_running_loop().time
-        look_at, tell_at = now(), now() + TELL_SECONDS
+    async def _watch(self, run: Run, share: Share) -> None:
+        """Ends the run as soon as something that it rests on changes, also while the database does not answer."""
         while True:
-            ordered = self._parts.bell.ordered
-            events = (self._parts.follower.changed, self._parts.membership.changed, self._stopping, ordered)
+            events = (self._parts.follower.changed, self._parts.membership.changed, self._stopping)
             if self._end_if_changed(run, share):
                 return
+            await wait_any(events, POLL_SECONDS)
+
+    async def _look_after(self, run: Run, record: RunRecord, handling: Handling) -> None:
+        """Follows what people and the schedule order meanwhile, and tells now and then how far the run is."""
+        now = asyncio.get_running_loop().time
+        tell_at = now() + TELL_SECONDS
+        while True:
+            # The turn that began the run has just looked.
+            await wait_any((self._parts.bell.ordered,), POLL_SECONDS)
             try:
-                if now() >= look_at:
-                    look_at = now() + POLL_SECONDS
-                    await self._follow_orders(run, handling)
+                await self._follow_orders(run, handling)
                 if now() >= tell_at:
                     tell_at = now() + TELL_SECONDS
                     await runs.tell(self._fetch, _tallied(record, handling))
             except RegiongateError as error:
                 log.info("run not looked after", job=self._job.name, why=str(error))
-            await wait_any(events, look_at - now())
-            if ordered.is_set():
-                look_at = now()
 
     def _end_if_changed(self, run: Run, share: Share) -> bool:
         table, membership = self._parts.follower.table, self._parts.membership
