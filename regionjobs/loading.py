@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from policy.errors import InvalidJob
 from regionjobs.definition import Kind, registered
 from regionjobs.triggers import After
+from rowstore.jobs.registry import follows_itself
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,9 +49,14 @@ def load(modules: Sequence[str], names: Sequence[str] = ()) -> tuple[Job, ...]:
 
 
 def _check_order(jobs: Sequence[Job]) -> None:
-    """A job that comes after one that never ends would never run; a job of another module is not known here."""
+    """A job after one that never ends would never run, one after itself for ever; other modules are not known here."""
     kinds = {job.name: job.kind for job in jobs}
+    after = {job.name: job.trigger.job if isinstance(job.trigger, After) else None for job in jobs}
     for job in jobs:
+        if follows_itself(job.name, after):
+            raise InvalidJob(
+                f"job {job.name}: trigger: it would come after itself, and never end", field_name="trigger"
+            )
         if isinstance(job.trigger, After) and kinds.get(job.trigger.job) is Kind.LONG_RUNNING:
             raise InvalidJob(
                 f"job {job.name}: trigger: it comes after {job.trigger.job}, which is long-running and never ends",

@@ -12,8 +12,9 @@ import inspect
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -54,6 +55,10 @@ class BatchContext:
     traceparent: str = ""
 
 
+_LOST_COMMIT: Final = (TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a commit raises whose connection was ended meanwhile, beside what SQLAlchemy makes of it."""
+
+
 class _Call:
     """One call of a handler."""
 
@@ -69,7 +74,7 @@ class _Call:
     def judge(self, error: BaseException) -> Outcome:
         """What an error says of the batch: nothing against its rows, unless their handler had a part in it."""
         outcome = judge(error)
-        is_slow_commit = self.is_committing and isinstance(error, TimeoutError)
+        is_slow_commit = self.is_committing and isinstance(error, _LOST_COMMIT)
         is_ours = is_slow_commit or not self.has_begun
         return Outcome.PASSING if is_ours and outcome is Outcome.FAILED else outcome
 

@@ -7,6 +7,7 @@ round of a move, or leaves that shard alone.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 from policy.errors import JobConflict
@@ -15,7 +16,7 @@ from rowstore.jobs.offsets import SET_ASIDE_COLUMNS
 from rowstore.tables import table_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from rowstore.jobs.offsets import Fetch
@@ -130,8 +131,12 @@ SELECT coalesce(
 async def register(fetch: Fetch, job: JobRecord) -> JobRecord:
     """Makes a job known, or brings its definition up to date; returns it as it is now.
 
-    Raises `JobConflict` when a job of this name is known that scans something else: its offsets would mean nothing.
+    Raises `JobConflict` when a job of this name is known that scans something else: its offsets would mean nothing; or
+    when it comes, over others, after itself.
     """
+    after = {known.job: _after(known) for known in await list_jobs(fetch)} | {job.job: _after(job)}
+    if follows_itself(job.job, after):
+        raise JobConflict(f"job {job.job}: trigger: it would come after itself, and never end", field_name="trigger")
     records = await fetch(_REGISTER, job.job, job.dataset, job.scan, job.kind, job.definition)
     if not records:
         (known,) = await fetch(_GET, job.job)
@@ -141,6 +146,19 @@ async def register(fetch: Fetch, job: JobRecord) -> JobRecord:
             field_name="name",
         )
     return JobRecord(*records[0])
+
+
+def follows_itself(job: str, after: Mapping[str, str | None]) -> bool:
+    """Whether a job is triggered, directly or over others, by its own end; `after` says whose end triggers each."""
+    seen, before = {job}, after.get(job)
+    while before is not None and before not in seen:
+        seen.add(before)
+        before = after.get(before)
+    return before == job
+
+
+def _after(job: JobRecord) -> str | None:
+    return json.loads(job.definition).get("after")
 
 
 async def get(fetch: Fetch, job: str) -> JobRecord | None:
