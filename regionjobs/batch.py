@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy.ext.asyncio import AsyncTransaction
 
 from policy.errors import InvalidJob, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Coroutine, Generator, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -164,7 +166,8 @@ class Content(ABC):
 class Waiting:
     """Something whose methods are coroutines, for a thread: each call waits for its result.
 
-    Only for threads beside the loop's own; attributes that are no coroutines pass through.
+    Asynchronous iterators become plain ones, and savepoints plain context managers. Only for threads beside the loop's
+    own; attributes that are no coroutines pass through.
     """
 
     def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:  # noqa: ANN401 (anything)
@@ -181,6 +184,34 @@ class Waiting:
                 result = value(*args, **kwargs)
                 return await result if inspect.isawaitable(result) else result
 
-            return asyncio.run_coroutine_threadsafe(perform(), self._loop).result()
+            result = self._wait(perform())
+            if hasattr(result, "__anext__"):
+                return self._iterate(result)
+            return Waiting(result, self._loop) if isinstance(result, AsyncTransaction) else result
 
         return call
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Of savepoints: they have begun when they were made.
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 (as the target has it)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _iterate(self, source: AsyncIterator[Any]) -> Generator[Any]:
+        async def step() -> tuple[bool, Any]:
+            async for item in source:
+                return True, item
+            return False, None
+
+        while True:
+            is_item, item = self._wait(step())
+            if not is_item:
+                return
+            yield item

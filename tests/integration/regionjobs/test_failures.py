@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from policy.errors import AccessDenied, PeerUnreachable
+import regiongate
+from policy.errors import PeerUnreachable
 from regionjobs.definition import Format, OnPoison, Retry
 from rowstore.jobs import registry
 from tests.support.job_failures import Poison, enter, made, poisoned
@@ -150,16 +151,29 @@ async def test_an_arrow_batch_is_taken_apart_too(failing):
     assert (await failing.aside_keys(), tally.rows) == (failing.keys("c"), 4)
 
 
-async def test_a_write_that_a_rule_forbids_is_the_handlers_failure_and_nothing_is_half_done(failing):
-    """As the SDK raises it; `batch.client` itself is tried beside a real gateway."""
-    await failing.put("a", "b")
+async def test_a_write_to_another_region_that_a_rule_forbids_fails_and_nothing_is_half_done(failing, stack):
+    await failing.put("good", "bad", "also-good")
 
-    def denied():
-        return AccessDenied("", rule="eu-support", policy_revision=1)
+    async def handle(batch):
+        await enter(batch)
+        for row in batch.rows:
+            region_code = "CN" if row.key == failing.key("bad") else "DE"
+            await batch.client.put("customers", region_code, f"job-{row.key}", {"spend": row.version})
 
-    await failing.work(made(poisoned(failing.key("a"), error=denied)))
-    (row,) = await failing.asides()
-    assert (row.key, row.error_class, await failing.ledger()) == (failing.key("a"), "AccessDenied", [2])
+    def handle_in_a_thread(batch):
+        for row in batch.rows:
+            assert f"job-{failing.key('good')}" in {it.key for it in batch.client.list("customers", "DE")}
+            batch.client.put("customers", "CN", f"thread-{row.key}", {"spend": 1})
+
+    async with regiongate.connect(stack.gateway("fra")) as client:
+        await failing.work(made(handle), client=client)
+        (row,) = await failing.asides()
+        assert (row.key, row.error_class, await failing.ledger()) == (failing.key("bad"), "AccessDenied", [1, 3])
+        # What went by the client is the gateway's, and not undone.
+        written = await client.get("customers", "DE", f"job-{failing.key('good')}")
+        assert written.values["spend"] == 1
+        await failing.work(made(handle_in_a_thread, name="threaded"), client=client)
+        assert {row.error_class for row in await failing.asides("threaded")} == {"AccessDenied"}
 
 
 async def test_a_gateway_that_is_not_there_costs_no_row_however_long_it_takes(failing):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -212,6 +213,23 @@ async def test_savepoints_are_the_handlers_own(failing):
     await failing.put("a")
     await failing.work(made(handle))
     assert (await failing.outside(), await failing.ledger()) == (["kept", "left open"], [1])
+
+
+async def test_savepoints_are_a_threads_own_too(failing):
+    def handle(batch):
+        insert = text("INSERT INTO outside VALUES (:shard, :word)")
+        with batch.connection.begin_nested():
+            batch.connection.execute(insert, {"shard": batch.shard, "word": "kept"})
+        with suppress(Poison), batch.connection.begin_nested():
+            batch.connection.execute(insert, {"shard": batch.shard, "word": "undone"})
+            raise Poison
+        nested = batch.connection.begin_nested()
+        batch.connection.execute(insert, {"shard": batch.shard, "word": "undone too"})
+        nested.rollback()
+
+    await failing.put("a")
+    await failing.work(made(handle, retry=ONCE))
+    assert (await failing.outside(), await failing.asides()) == (["kept"], [])
 
 
 @pytest.mark.parametrize("value", [None, 5, False, "text", [1]])
