@@ -6,6 +6,7 @@ holds no slot: whoever fails and backs off holds up nobody else.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -178,7 +179,15 @@ class Passage:
             # Its text may quote a row (law L1).
             error=type(result.error).__name__,
         )
+        if result.outcome is Outcome.PASSING:
+            await self._note_obstacle(result)
         return await self._note(result) if result.outcome is Outcome.FAILED else result
+
+    async def _note_obstacle(self, result: Try) -> None:
+        """Lets people see why the shard waits, if the database can be told."""
+        held, name = self._lot.lead, type(result.error).__name__
+        with contextlib.suppress(RegiongateError):
+            await offsets.note_obstacle(self._handling.fetch, self._job.name, held, name)
 
     async def _note(self, result: Try) -> Try:
         """A failure counts only when it could be noted: while the database is down, every handler fails."""

@@ -106,19 +106,24 @@ def problems(
         yield f"{idc}: cannot be reached, nothing is known of it"
     for job in jobs:
         yield from _problems_of(job)
-    by_cause: dict[tuple[str, bool, str], list[str]] = {}
+    by_cause: dict[tuple[str, str, str], list[str]] = {}
     for offset in offsets:
-        if offset.is_stopped or offset.failures:
-            cause = offset.idc, offset.is_stopped, offset.last_error
+        if offset.is_stopped or offset.failures or offset.last_error:
+            cause = offset.idc, _trouble_of(offset), offset.last_error
             by_cause.setdefault(cause, []).append(f"{offset.region_code}/{offset.shard}")
-    for (idc, is_stopped, error), shards in sorted(by_cause.items()):
-        what = "has stopped" if is_stopped else "keeps failing"
+    for (idc, what, error), shards in sorted(by_cause.items()):
         yield f"{idc}: {what} in {counted(len(shards))} with {error or 'an error'}: {shorten(shards)}"
     newest: set[str] = set()
     for run in runs:
         if run.idc not in newest and run.result in {"failed", "lost"}:
             yield f"{run.idc}: the newest run is {run.result}" + (f": {run.reason}" if run.reason else "")
         newest.add(run.idc)
+
+
+def _trouble_of(offset: pb.JobOffset) -> str:
+    if offset.is_stopped:
+        return "has stopped"
+    return "keeps failing" if offset.failures else "waits"
 
 
 def _problems_of(job: pb.Job) -> Iterator[str]:

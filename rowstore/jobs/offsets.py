@@ -161,6 +161,13 @@ FROM shard_fences AS f
 RETURNING o.failures
 """  # noqa: S608 (constants)
 
+_OBSTACLE: Final = f"""
+UPDATE job_offsets AS o SET last_error = $6
+FROM shard_fences AS f
+{_HELD} AND o.last_error <> $6
+RETURNING 1
+"""  # noqa: S608 (constants)
+
 _STOP: Final = f"""
 UPDATE job_offsets AS o SET is_stopped = true
 FROM shard_fences AS f
@@ -306,6 +313,11 @@ async def note_failure(fetch: Fetch, job: str, held: Claim, error_class: str) ->
     if not records:
         raise lost(held)
     return records[0][0]
+
+
+async def note_obstacle(fetch: Fetch, job: str, held: Claim, error_class: str) -> None:
+    """Notes what stands in the way of the batch at hand, for whoever looks; it counts as no failure."""
+    await fetch(_OBSTACLE, job, held.region_code, held.shard, held.token, held.epoch, error_class)
 
 
 async def stop_at(fetch: Fetch, job: str, held: Claim) -> None:

@@ -251,6 +251,9 @@ async def test_what_a_commit_says_is_kept_and_what_it_does_not_say_stays(home: R
     assert await offsets.note_failure(fetch, JOB, held, "KeyError") == 2
     assert (await take(home)).failures == 2
     held = await take(home)
+    # What waiting helps against is for people to see, and counts as no failure.
+    await offsets.note_obstacle(fetch, JOB, held, "Unavailable")
+    assert tuple(await home.hand.fetchrow("SELECT failures, last_error FROM job_offsets")) == (2, "Unavailable")
     step = Advance(2, rows=2, row_time=LATER, pass_time=LATER)
     await offsets.advance(fetch, JOB, held, step)
     await offsets.advance(fetch, JOB, held, Advance(3, rows=1))

@@ -48,6 +48,7 @@ def test_each_problem_is_a_sentence_that_says_where_and_what_to_do():
         pb.JobOffset(shard=0, is_stopped=True, failures=5, **words),
         pb.JobOffset(shard=1, is_stopped=True, failures=5, **words),
         pb.JobOffset(shard=2, failures=1, **words),
+        pb.JobOffset(shard=3, **{**words, "last_error": "Unavailable"}),
     ]
     runs = [
         pb.JobRun(idc="fra", result="lost", reason="the runner is gone"),
@@ -63,6 +64,7 @@ def test_each_problem_is_a_sentence_that_says_where_and_what_to_do():
         "ams: no runner is there, and 1 shard is its own",
         "fra: keeps failing in 1 shard with ValueError: DE/2",
         "fra: has stopped in 2 shards with ValueError: DE/0 and DE/1",
+        "fra: waits in 1 shard with Unavailable: DE/3",
         "fra: the newest run is lost: the runner is gone",
     ]
 
