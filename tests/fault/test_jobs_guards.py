@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 TAKEN, MOVED = 5, 9
 """Shards."""
+KEPT = ("job_offsets", "effects_ledger")
+FEW: dict[str, Any] = {"database_connections": 2, "batch_connections": 6}
+"""The database takes 100, and there are many runners."""
 HELD = """
 import asyncio
 import os
@@ -42,7 +45,7 @@ HOLD = os.environ.get("TEST_HOLD", "")
 
 def make(name):
     @regiongate.job(
-        name=name, dataset="customers", regions=["DE"], kind="long-running", concurrency=16,
+        name=name, dataset="customers", regions=["DE"], kind="long-running", concurrency=4,
         timeout=timedelta(seconds=120), retry=regiongate.Retry(longest_pause=timedelta(seconds=1)),
     )
     async def held(batch):
@@ -92,13 +95,14 @@ async def test_law_l5_rests_on_token_position_and_fence(
         runner.pause()
     module, everything = fleet.write_module("held", HELD), {"TEST_JOBS": ",".join(jobs)}
     # The others leave the connections of the paused alone: what they have open stays so.
-    await fleet.start(target, module, name="owner", without=("ending",), environment=everything)
+    await fleet.start(target, module, name="owner", without=("ending",), environment=everything, **FEW)
     async with moves.controller(f"before PurgeShard DE/{MOVED}") as controller:
         await moves.move_shard(MOVED, target)
         await controller.held()
         await until(partial(_are_handled, fleet, jobs, MOVED), PATIENCE, "the new owner does not go on")
-        await fleet.execute(home, "CREATE TABLE kept AS SELECT * FROM job_offsets WHERE shard = $1", MOVED)
-        await fleet.start(home, module, name="taker", without=("ending",), environment=everything)
+        for table in KEPT:
+            await fleet.execute(home, f"CREATE TABLE kept_{table} AS SELECT * FROM {table} WHERE shard = {MOVED}")
+        await fleet.start(home, module, name="taker", without=("ending",), environment=everything, **FEW)
         await until(partial(_are_handled, fleet, jobs, TAKEN), PATIENCE, "nobody takes over")
         (fleet.folder / "go").touch()
         for runner in paused.values():
@@ -129,7 +133,7 @@ async def test_what_a_paused_runner_has_locked_is_free_for_a_runner_that_comes_w
     paused[job].pause()
     await until(partial(_is_nobody_there, fleet, home), PATIENCE, "its session does not end")
     module = fleet.write_module("held", HELD)
-    comer = await fleet.start(home, module, name="comer", environment={"TEST_JOBS": job})
+    comer = await fleet.start(home, module, name="comer", environment={"TEST_JOBS": job}, **FEW)
     # Of itself the transaction would stay open for as long as a batch may take, which is longer.
     await until(partial(_are_handled, fleet, [job], TAKEN), PATIENCE, "it waits for one that is paused")
     await comer.kill()
@@ -155,7 +159,12 @@ async def _hold(fleet: Fleet, idc: str, jobs: dict[str, tuple[str, ...]]) -> dic
     runners = await asyncio.gather(
         *(
             fleet.start(
-                idc, module, name=job, without=without, environment={"TEST_JOBS": job, "TEST_HOLD": str(fleet.folder)}
+                idc,
+                module,
+                name=job,
+                without=without,
+                environment={"TEST_JOBS": job, "TEST_HOLD": str(fleet.folder)},
+                **FEW,
             )
             for job, without in jobs.items()
         )
@@ -192,7 +201,7 @@ async def _has_come_to_an_end(fleet: Fleet, job: str, runner: JobRunner) -> bool
 
 async def _clear(fleet: Fleet, idc: str) -> None:
     """What is left in the source of the move is again what it was when it was copied."""
-    await fleet.execute(idc, "DELETE FROM effects_ledger WHERE shard = $1 AND key LIKE 'held-%'", MOVED)
-    await fleet.execute(idc, "DELETE FROM job_offsets WHERE shard = $1", MOVED)
-    await fleet.execute(idc, "INSERT INTO job_offsets SELECT * FROM kept")
-    await fleet.execute(idc, "DROP TABLE kept")
+    for table in KEPT:
+        await fleet.execute(idc, f"DELETE FROM {table} WHERE shard = {MOVED}")
+        await fleet.execute(idc, f"INSERT INTO {table} SELECT * FROM kept_{table}")
+        await fleet.execute(idc, f"DROP TABLE kept_{table}")
