@@ -62,8 +62,8 @@ def test_each_problem_is_a_sentence_that_says_where_and_what_to_do():
         "fra: 2 rows set aside: regiongate jobs set-aside settle --idc fra",
         "ams: paused: regiongate jobs resume settle --in ams",
         "ams: no runner is there, and 1 shard is its own",
-        "fra: keeps failing in 1 shard with ValueError: DE/2",
         "fra: has stopped in 2 shards with ValueError: DE/0 and DE/1",
+        "fra: keeps failing in 1 shard with ValueError: DE/2",
         "fra: waits in 1 shard with Unavailable: DE/3",
         "fra: the newest run is lost: the runner is gone",
     ]
