@@ -13,6 +13,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import asyncpg
+
 from policy import move
 from policy.compile import compile_policy
 from policy.loading import load_policy
@@ -81,15 +83,49 @@ def law(text: str = LAW, revision: int = 1) -> Policy:
     return compile_policy(load_policy(text).document, revision)
 
 
-async def prepare_template(server: EmbeddedPostgres) -> str:
-    """Name of a database with all tables, no rows and no fences; each IDC gets a copy."""
-    url = await create_database(server)
+class RunnerDatabases:
+    """Databases with all tables, no rows and no fences, one for each IDC of a test; used again after a good end."""
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self._server = server
+        self._template = ""
+        self._free: list[str] = []
+
+    async def take(self) -> str:
+        """URL of one."""
+        if self._free:
+            return self._free.pop()
+        if not self._template:
+            url = await create_database(self._server)
+            await prepare(url)
+            self._template = urlsplit(url).path.removeprefix("/")
+        return await create_database(self._server, self._template)
+
+    async def give_back(self, url: str) -> None:
+        """Empties one, whoever is still at it."""
+        hand = await asyncpg.connect(url)
+        try:
+            await hand.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            records = await hand.fetch(
+                "SELECT quote_ident(tablename) FROM pg_tables"
+                " WHERE schemaname = current_schema() AND tablename <> 'alembic_version'"
+            )
+            await hand.execute(f"TRUNCATE {', '.join(record[0] for record in records)}")
+        finally:
+            await hand.close()
+        self._free.append(url)
+
+
+async def prepare(url: str) -> None:
+    """Makes all tables."""
     await migrate(url)
     async with Database.open(url) as database:
         await ensure_datasets(database, list(law().datasets.values()))
         for statement in TABLES.split(";"):
             await database.fetch(statement)
-    return urlsplit(url).path.removeprefix("/")
 
 
 @dataclass
@@ -297,16 +333,17 @@ class RunnerSite:
 
 @asynccontextmanager
 async def runner_site(
-    endpoint: str, server: EmbeddedPostgres, template: str, *idcs: str, owners: Mapping[str, Sequence[str]] = OWNERS
+    endpoint: str, pool: RunnerDatabases, *idcs: str, owners: Mapping[str, Sequence[str]] = OWNERS
 ) -> AsyncIterator[RunnerSite]:
     """Databases of some IDCs, and `LAW` with these owners in a cluster of its own."""
+    urls = {idc: await pool.take() for idc in idcs}
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(EtcdClient(settings(endpoint)))
-        databases = {
-            idc: await stack.enter_async_context(row_database(await create_database(server, template))) for idc in idcs
-        }
+        databases = {idc: await stack.enter_async_context(row_database(url)) for idc, url in urls.items()}
         site = RunnerSite(client, endpoint, Keys(f"test-{uuid.uuid4().hex[:8]}"), databases)
         await site.apply()
         for code, names in owners.items():
             await site.open(code, names)
         yield site
+    for url in urls.values():
+        await pool.give_back(url)

@@ -9,7 +9,7 @@ import pytest
 
 from regionjobs.definition import forget_registered
 from tests.support.job_failures import SHARDS, failure_site, prepare_shards
-from tests.support.job_runner_site import prepare_template, runner_site
+from tests.support.job_runner_site import RunnerDatabases, runner_site
 from tests.support.policy_fixtures import etcd
 from tests.support.postgres import postgres_server
 
@@ -25,26 +25,22 @@ __all__ = ["etcd", "postgres_server"]
 
 
 @pytest.fixture(scope="session")
-def runner_template(postgres_server: EmbeddedPostgres) -> str:
-    """Name of the database that each IDC gets a copy of."""
-    return asyncio.run(prepare_template(postgres_server))
+def runner_databases(postgres_server: EmbeddedPostgres) -> RunnerDatabases:
+    """Where each IDC of a test gets its database."""
+    return RunnerDatabases(postgres_server)
 
 
 @pytest.fixture
-async def site(
-    etcd: EmbeddedEtcd, postgres_server: EmbeddedPostgres, runner_template: str
-) -> AsyncIterator[RunnerSite]:
+async def site(etcd: EmbeddedEtcd, runner_databases: RunnerDatabases) -> AsyncIterator[RunnerSite]:
     """Two IDCs of one law: fra has both shards of DE and the first of FR, ams the second of FR."""
-    async with runner_site(etcd.endpoint, postgres_server, runner_template, "fra", "ams") as made:
+    async with runner_site(etcd.endpoint, runner_databases, "fra", "ams") as made:
         yield made
 
 
 @pytest.fixture
-async def asia(
-    etcd: EmbeddedEtcd, postgres_server: EmbeddedPostgres, runner_template: str
-) -> AsyncIterator[RunnerSite]:
+async def asia(etcd: EmbeddedEtcd, runner_databases: RunnerDatabases) -> AsyncIterator[RunnerSite]:
     """The published example: sha has shards 1 and 2 of SG, sin has shard 0."""
-    async with runner_site(etcd.endpoint, postgres_server, runner_template, "sha", "sin") as made:
+    async with runner_site(etcd.endpoint, runner_databases, "sha", "sin") as made:
         yield made
 
 
