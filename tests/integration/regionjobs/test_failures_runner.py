@@ -122,16 +122,20 @@ async def test_a_handler_that_returns_long_after_its_drain_commits_nothing(site,
         finally:
             returned.set()
 
-    async with site.runner("fra", forever(linger, regions=["DE"]), drain=0.1) as runner:
-        await began.wait()
-        runner.loops["settle"].stop()
-        async with asyncio.timeout(10):
+    try:
+        async with site.runner("fra", forever(linger, regions=["DE"]), drain=0.1) as runner, asyncio.timeout(30):
+            await began.wait()
+            runner.loops["settle"].stop()
             await asyncio.wait(runner.tasks)
-        forget_registered()
-        async with site.runner("fra", forever(Recorder(), regions=["DE"]), name="other"):
-            assert await site.entered("settle", 1) == ["DE/0/1"]
+            await runner.parts.membership.stop()
+            forget_registered()
+            async with site.runner("fra", forever(Recorder(), regions=["DE"]), name="other"):
+                assert await site.entered("settle", 1) == ["DE/0/1"]
+            may_return.set()
+            await returned.wait()
+    finally:
+        # Or the loop of the test would wait for it.
         may_return.set()
-        await returned.wait()
     assert await site.ledger("settle") == ["DE/0/1"]
 
 
