@@ -34,7 +34,12 @@ def stack() -> Iterator[RunningStack]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lets `make test` run the attacks beside everything else: most of both is waiting for other processes."""
+    """Lets `make test` run attacks and jobs beside everything else: most of each is waiting for other processes."""
     for item in items:
-        group = "attacks" if "tests/fault/" in item.nodeid else "others"
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(_group_of(item.nodeid)))
+
+
+def _group_of(nodeid: str) -> str:
+    path, _, _ = nodeid.partition("::")
+    is_job = "job" in path and not path.startswith("tests/unit/")
+    return "attacks and jobs" if is_job or path.startswith("tests/fault/") else "others"
