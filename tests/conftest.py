@@ -11,7 +11,7 @@ import pytest
 from tests.support.stack import RunningStack, running_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # A developer's own settings and collectors must not leak into tests or the processes that they start.
 for _name in [name for name in os.environ if name.startswith(("REGIONGATE_", "OTEL_"))]:
@@ -36,10 +36,13 @@ def stack() -> Iterator[RunningStack]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Lets `make test` run attacks and jobs beside everything else: most of each is waiting for other processes."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group_of(item.nodeid)))
+        item.add_marker(pytest.mark.xdist_group(_group_of(item.nodeid, getattr(item, "fixturenames", ()))))
 
 
-def _group_of(nodeid: str) -> str:
+def _group_of(nodeid: str, fixtures: Sequence[str]) -> str:
     path, _, _ = nodeid.partition("::")
+    if "stack" in fixtures:
+        # One stack for the session, not one for each worker.
+        return "others"
     is_job = "job" in path and not path.startswith("tests/unit/")
     return "attacks and jobs" if is_job or path.startswith("tests/fault/") else "others"

@@ -254,12 +254,15 @@ async def test_law_l3_a_column_that_comes_while_a_shard_is_copied_is_not_missed(
     await pair.sender.begin_export(STEP)
     begun = await pair.receiver.begin_import(STEP)
     await ensure_datasets(pair.target.database, [WIDER])
+    # However fast the export is, it reads no row before the column is there.
+    hand = pair.source.hand
+    await hand.execute("BEGIN; LOCK TABLE rows_customers IN ACCESS EXCLUSIVE MODE")
 
     async def with_column_in_between() -> AsyncIterator[ExportPart]:
         async for part in pair.parts(STEP, begun):
             yield part
             if isinstance(part, Head):
-                await ensure_datasets(pair.source.database, [WIDER])
+                await hand.execute("ALTER TABLE rows_customers ADD COLUMN city text; COMMIT")
                 await pair.source.store.write(WIDER, [put("k999", {"city": "Bonn"})])
 
     with pytest.raises(DatabaseUnavailable, match="a table was changed"):
