@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import urllib.request
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,8 +37,9 @@ def debian_binary() -> Path:
         return binary
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         pytest.skip("Debian's etcd needs apt-get and dpkg")
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    _CACHE.parent.mkdir(parents=True, exist_ok=True)
+    # On the cache's own disk: it comes there in one step, while other workers may be at the same.
+    with tempfile.TemporaryDirectory(dir=_CACHE.parent) as folder:
         download = ["apt-get", "download", "etcd-server"]
         fetched = subprocess.run(download, cwd=folder, capture_output=True, timeout=60, check=False)
         packages = list(Path(folder).glob("*.deb"))
@@ -46,7 +47,8 @@ def debian_binary() -> Path:
             pytest.skip("Debian's etcd cannot be downloaded here")
         unpacked = Path(folder) / "unpacked"
         subprocess.run(["dpkg", "-x", packages[0], unpacked], check=True, timeout=60)
-        shutil.copytree(unpacked, _CACHE, dirs_exist_ok=True)
+        with suppress(OSError):  # another worker was quicker
+            unpacked.rename(_CACHE)
     return binary
 
 
