@@ -31,6 +31,7 @@ from runtime.etcd import (
     compare_mod_revision,
     put_op,
 )
+from runtime.tasks import first_of
 
 if TYPE_CHECKING:
     from policy.follower import Follower
@@ -204,13 +205,3 @@ class Presence:
         table = self._follower.table
         revision = table.policy.revision if table is not None else 0
         return GatewayRecord(**self._identity, policy_revision=revision, schema_revision=self._schema_revision)
-
-
-async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
-    """Waits until one of the events is set, or `timeout` seconds have passed."""
-    tasks = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

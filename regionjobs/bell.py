@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import asyncpg
 import structlog
 
 from rowstore.driver_errors import DRIVER_ERRORS
 from rowstore.jobs.registry import DOORBELL, ORDER
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from runtime.tasks import first_of
 
 log = structlog.get_logger("regionjobs")
 
 _CONNECT_SECONDS: Final = 5
+"""For the connection, and for each statement on it."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 _LOOK_SECONDS: Final = 10.0
@@ -51,7 +50,9 @@ class Bell:
 
     async def _listen(self) -> None:
         """Listens until the connection is lost."""
-        connection = await asyncpg.connect(self._url, timeout=_CONNECT_SECONDS, server_settings=self._settings)
+        connection = await asyncpg.connect(
+            self._url, timeout=_CONNECT_SECONDS, command_timeout=_CONNECT_SECONDS, server_settings=self._settings
+        )
         lost = asyncio.Event()
 
         def note_loss(_: object) -> None:
@@ -63,8 +64,8 @@ class Bell:
             # What came before we listened.
             self.ring()
             while not lost.is_set():
-                await wait_any((lost,), _LOOK_SECONDS)
-                await connection.fetchval("SELECT 1", timeout=_CONNECT_SECONDS)
+                await first_of(lost, timeout=_LOOK_SECONDS)
+                await connection.fetchval("SELECT 1")
         finally:
             connection.terminate()
 
@@ -78,14 +79,3 @@ class Bell:
         if is_order:
             ordered, self.ordered = self.ordered, asyncio.Event()
             ordered.set()
-
-
-async def wait_any(events: Iterable[asyncio.Event], timeout: float) -> bool:
-    """Waits for any of the events; False when `timeout` seconds have passed first."""
-    tasks = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=max(timeout, 0), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    return bool(done)

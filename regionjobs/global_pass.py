@@ -109,13 +109,15 @@ class GlobalPass:
         asides = await offsets.replays_among(fetch, job.name, self._held, min(MAX_REPLAYS, job.batch_size))
         self._may_have_replays = bool(asides)
         found: list[tuple[SetAside, SourceRow]] = []
+        over: list[SetAside] = []
         for aside in asides:
             rows = await self._ask(aside.seq - 1, 1)
             if rows and rows[0].position == aside.seq and self._shard_of(rows[0]) == (aside.region_code, aside.shard):
                 found.append((aside, rows[0]))
             else:
-                # It is gone, or at another position by now: nothing is left to be done.
-                await offsets.forget_set_aside(fetch, job.name, aside)
+                over.append(aside)
+        # Those are gone, or at another position by now: nothing is left to be done.
+        await offsets.forget_set_aside(fetch, job.name, over)
         if found:
             found.sort(key=lambda it: it[1].position)
             self._lot = ReplayedLot(self._held, dict(self._offsets), found, job.name)

@@ -16,7 +16,6 @@ import structlog
 
 from policy.errors import InvalidJob, RegiongateError
 from regionjobs import metrics
-from regionjobs.bell import wait_any
 from regionjobs.definition import Kind, Misfire
 from regionjobs.global_pass import GlobalPass
 from regionjobs.pace import Pace
@@ -28,6 +27,7 @@ from regionjobs.work import Handling
 from regionjobs.workbench import BatchContext, Workbench
 from rowstore.jobs import firings, offsets, registry, runs
 from rowstore.jobs.model import JobRecord, PendingShard, RunRecord, RunResult
+from runtime.tasks import first_of
 from runtime.telemetry.tracing import IDC, link, set_failed, traceparent_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class JobLoop:
                 log.error("unexpected", job=self._job.name, error=type(error).__name__, where=place)  # noqa: TRY400
                 wait = self._say("waits: something unexpected has happened", problem=type(error).__name__)
             if wait > 0:
-                await wait_any((*events, self._stopping), wait)
+                await first_of(*events, self._stopping, timeout=wait)
 
     async def _turn(self) -> float:
         """Looks at everything and does what is to be done; returns how long to wait before the next look, at most."""
@@ -300,7 +300,7 @@ class JobLoop:
             events = (self._parts.follower.changed, self._parts.membership.changed, self._stopping)
             if self._end_if_changed(run, share):
                 return
-            await wait_any(events, POLL_SECONDS)
+            await first_of(*events, timeout=POLL_SECONDS)
 
     async def _look_after(self, run: Run, record: RunRecord, handling: Handling) -> None:
         """Follows what people and the schedule order meanwhile, and tells now and then how far the run is."""
@@ -308,7 +308,7 @@ class JobLoop:
         tell_at = now() + TELL_SECONDS
         while True:
             # The turn that began the run has just looked.
-            await wait_any((self._parts.bell.ordered,), POLL_SECONDS)
+            await first_of(self._parts.bell.ordered, timeout=POLL_SECONDS)
             try:
                 await self._follow_orders(run, handling)
                 if now() >= tell_at:

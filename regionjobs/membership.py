@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from policy.errors import InvalidInput
-from policy.presence import MARGIN, first_of
+from policy.presence import MARGIN
 from policy.records import RunnerRecord
 from runtime.etcd import EtcdError, Lease, compare_create_revision, put_op
+from runtime.tasks import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -14,7 +14,7 @@ import structlog
 from policy.errors import InvalidJob, NoPolicy, RegiongateError
 from policy.follower import Follower
 from regionjobs import metrics
-from regionjobs.bell import Bell, wait_any
+from regionjobs.bell import Bell
 from regionjobs.connections import EffectConnections
 from regionjobs.job_loop import JobLoop, record_of
 from regionjobs.membership import Membership
@@ -23,7 +23,9 @@ from regionjobs.scheduler import Scheduler
 from regionjobs.sharing import regions_of
 from rowstore.database import Database
 from rowstore.jobs import registry, runs
+from rowstore.jobs.listening import RUNNER_APPLICATION
 from rowstore.schema import migrate
+from runtime.tasks import first_of
 from runtime.telemetry.http import Readiness
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Runner:
         metrics_address: str = "",
     ) -> None:
         url = settings.database_url.get_secret_value()
-        application = f"regiongate-runner-{settings.idc}"
+        application = f"{RUNNER_APPLICATION}-{settings.idc}"
         # Of this process alone, whatever its name.
         session = f"{runs.BATCH_APPLICATION}{secrets.token_hex(8)}"
         self._settings = settings
@@ -293,7 +295,7 @@ class Runner:
                     log.info("runners are gone", runners=len(gone), connections_ended=ended)
                     known -= gone
             known |= live
-            await wait_any((changed,), _LOOK_SECONDS)
+            await first_of(changed, timeout=_LOOK_SECONDS)
 
     async def _watch_alive(self) -> None:
         """Keeps the metrics of the session right; a beat that comes late tells of a handler that blocks the loop."""

@@ -163,8 +163,7 @@ class ReplayLot(PageLot):
         done = [self._by_seq[self.page.seq_at(index)] for index in range(part.start, part.stop)]
 
         async def forget(effects: Effects) -> None:
-            for row in done:
-                await offsets.forget_set_aside(effects.fetch, self._job, row)
+            await offsets.forget_set_aside(effects.fetch, self._job, done)
 
         return forget
 
@@ -256,10 +255,9 @@ class ShardPass:
             return
         page = await self._scanner.read_again(held, [row.seq for row in asides])
         present = {page.seq_at(index) for index in range(page.count)}
-        for row in asides:
-            if row.seq not in present:
-                # It has been deleted, or its newer change is handled like any other: nothing is left to be done.
-                await offsets.forget_set_aside(self._handling.fetch, job.name, row)
+        # Those have been deleted, or their newer change is handled like any other: nothing is left to be done.
+        over = [row for row in asides if row.seq not in present]
+        await offsets.forget_set_aside(self._handling.fetch, job.name, over)
         if page.count:
             self._lot = ReplayLot(held, page, job.name, asides, self._seq)
             self._passage = Passage(self._handling, self._lot)

@@ -160,8 +160,7 @@ class ReplayedLot(SourceLot):
         done = self._asides[part.start : part.stop]
 
         async def forget(effects: Effects) -> None:
-            for row in done:
-                await offsets.forget_set_aside(effects.fetch, self._job, row)
+            await offsets.forget_set_aside(effects.fetch, self._job, done)
 
         return forget
 

@@ -156,18 +156,19 @@ class Passage:
 
     async def _try(self, part: Part) -> Try:
         handling, lot = self._handling, self._lot
+        steps = lot.steps(part)
         began = time.perf_counter()
         result = await handling.bench.perform(
             handling.context,
             lot.content(part),
-            lot.steps(part),
+            steps,
             attempt=part.failures + 1,
             still=lambda: handling.still(lot),
             finish=lot.finish(part),
         )
         self._took = time.perf_counter() - began
         if result.outcome is Outcome.DONE:
-            self._count(part)
+            self._count(part, steps)
             return result
         log.info(
             "batch not done",
@@ -221,12 +222,12 @@ class Passage:
             return 0.0
         return self._handling.rest(part.stop - part.start, self._took)
 
-    def _count(self, part: Part) -> None:
-        tally, lot, name = self._handling.tally, self._lot, self._job.name
+    def _count(self, part: Part, steps: Sequence[tuple[Claim, Advance]]) -> None:
+        tally, name = self._handling.tally, self._job.name
         tally.batches += 1
         self._handling.got_on = time.monotonic()
         tally.rows += part.stop - part.start
-        for held, advance in lot.steps(part):
+        for held, advance in steps:
             if advance.rows:
                 metrics.ROWS.labels(name, held.region_code).inc(advance.rows)
 

@@ -1,4 +1,4 @@
-"""What asyncio and grpc.aio leave open about cancellation."""
+"""What asyncio and grpc.aio leave open: who was cancelled, and which of several events comes first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 _T = TypeVar("_T")
+
+
+async def first_of(*events: asyncio.Event, timeout: float | None = None) -> bool:
+    """Waits until one of the events is set; False when `timeout` seconds have passed first."""
+    tasks = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return bool(done)
 
 
 def is_cancelled() -> bool:

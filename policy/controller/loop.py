@@ -24,8 +24,8 @@ from policy.controller.drivers import Drivers
 from policy.controller.moves import wanted_move
 from policy.controller.orders import Orders
 from policy.metrics import CONTROLLER_TURN_SECONDS, CONTROLLER_TURNS, IS_LEADER
-from policy.presence import first_of
 from runtime.etcd import Election, EtcdError, Lease
+from runtime.tasks import first_of
 
 if TYPE_CHECKING:
     from policy.controller.moves import Wanted

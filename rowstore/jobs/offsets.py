@@ -186,11 +186,17 @@ SET attempts = a.attempts + $6, error_class = $7, error = $8, set_aside_time = c
 # The offset is held until the transaction ends, so that closing waits for it; once it is closed it has no runner.
 _FORGET: Final = """
 WITH held AS MATERIALIZED (
-    SELECT FROM job_offsets AS o
-    WHERE o.job = $1 AND o.region_code = $2 AND o.shard = $3 AND o.runner <> ''
-    FOR NO KEY UPDATE
+    SELECT o.region_code, o.shard FROM unnest($2::text[], $3::int[]) AS s (region_code, shard)
+    CROSS JOIN LATERAL (
+        SELECT o.region_code, o.shard FROM job_offsets AS o
+        WHERE o.job = $1 AND o.region_code = s.region_code AND o.shard = s.shard AND o.runner <> ''
+        FOR NO KEY UPDATE
+    ) AS o
 )
-DELETE FROM job_set_aside WHERE job = $1 AND region_code = $2 AND shard = $3 AND seq = $4 AND EXISTS (SELECT FROM held)
+DELETE FROM job_set_aside AS a
+USING unnest($4::text[], $5::int[], $6::bigint[]) AS r (region_code, shard, seq)
+    JOIN held AS h USING (region_code, shard)
+WHERE a.job = $1 AND a.region_code = r.region_code AND a.shard = r.shard AND a.seq = r.seq
 RETURNING 1
 """
 
@@ -331,13 +337,26 @@ async def set_aside(fetch: Fetch, job: str, row: SetAside) -> None:
     await fetch(_SET_ASIDE, job, row.region_code, row.shard, row.seq, row.key, row.attempts, row.error_class, row.error)
 
 
-async def forget_set_aside(fetch: Fetch, job: str, row: SetAside) -> None:
-    """A row that was set aside is gone, or handled after all, in the transaction that proves the claim.
+async def forget_set_aside(fetch: Fetch, job: str, rows: Sequence[SetAside]) -> None:
+    """Rows that were set aside are gone, or handled after all, in the transaction that proves the claims.
 
-    Raises `ClaimLost` when it was handled before, or the shard is closed.
+    Raises `ClaimLost` when one was handled before, or a shard is closed.
     """
-    if not await fetch(_FORGET, job, row.region_code, row.shard, row.seq):
-        raise ClaimLost(f"a row of shard {row.region_code}/{row.shard} that was set aside is handled already")
+    if not rows:
+        return
+    # Locked in the order of the shards, as everybody does.
+    shards = sorted({(row.region_code, row.shard) for row in rows})
+    done = await fetch(
+        _FORGET,
+        job,
+        [region_code for region_code, _ in shards],
+        [shard for _, shard in shards],
+        [row.region_code for row in rows],
+        [row.shard for row in rows],
+        [row.seq for row in rows],
+    )
+    if len(done) != len(rows):
+        raise ClaimLost(f"{len(rows) - len(done)} of {len(rows)} rows that were set aside are handled already")
 
 
 async def replays(fetch: Fetch, job: str, held: Claim, limit: int) -> list[SetAside]:

@@ -176,7 +176,7 @@ async def test_law_l5_a_replay_is_done_once(home: RowDatabase) -> None:
     async def replay(row: SetAside) -> None:
         async with connected(home) as connection, connection.transaction():
             await enter(connection, held, [row.seq])
-            await offsets.forget_set_aside(connection.fetch, JOB, row)
+            await offsets.forget_set_aside(connection.fetch, JOB, [row])
             await offsets.advance(connection.fetch, JOB, held, Advance(3, rows=1))
 
     await replay(rows[0])
@@ -201,7 +201,7 @@ async def test_what_was_set_aside_is_not_touched_or_shown_where_its_shard_has_le
     assert await offsets.replays_wanted(fetch, JOB, ["DE"]) == []
     await home.hand.execute("UPDATE job_offsets SET token = token + 1, runner = ''")
     with pytest.raises(ClaimLost):
-        await offsets.forget_set_aside(fetch, JOB, aside(held, 1, "a"))
+        await offsets.forget_set_aside(fetch, JOB, [aside(held, 1, "a")])
     assert await home.hand.fetchval("SELECT count(*) FROM job_set_aside") == 1
 
 
@@ -210,7 +210,7 @@ async def test_an_order_to_replay_passes_over_a_row_that_is_being_dealt_with(hom
     for seq, key in ((1, "a"), (2, "b")):
         await put_aside(home, held, aside(held, seq, key))
     async with connected(home) as connection, connection.transaction():
-        await offsets.forget_set_aside(connection.fetch, JOB, aside(held, 1, "a"))
+        await offsets.forget_set_aside(connection.fetch, JOB, [aside(held, 1, "a")])
         assert await registry.replay(fetch, JOB, "") == 1
 
 

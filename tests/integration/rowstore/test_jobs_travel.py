@@ -149,7 +149,7 @@ async def test_law_l1_no_late_order_changes_what_has_been_copied(homes: MovePair
     for late in (
         offsets.note_failure(fetch, JOB, held, "ValueError"),
         offsets.stop_at(fetch, JOB, held),
-        offsets.forget_set_aside(fetch, JOB, SetAside("DE", 0, 3, "c", 5, "ValueError", "")),
+        offsets.forget_set_aside(fetch, JOB, [SetAside("DE", 0, 3, "c", 5, "ValueError", "")]),
     ):
         with pytest.raises(ClaimLost):
             await late
